@@ -1,0 +1,23 @@
+#![doc = include_str!("../README.md")]
+
+pub mod concat;
+pub mod film;
+pub mod gated;
+pub mod late_linear;
+pub mod mid_mlp;
+pub mod sum;
+pub mod transformer;
+
+mod config;
+mod layers;
+#[cfg(test)]
+mod testing;
+
+pub use concat::{Concat, ConcatConfig};
+pub use config::{FusionConfig, FusionInfo, catalogue};
+pub use film::{Film, FilmConfig};
+pub use gated::{Gated, GatedConfig};
+pub use late_linear::{LateLinear, LateLinearConfig};
+pub use mid_mlp::{MidMlp, MidMlpConfig};
+pub use sum::{Sum, SumConfig};
+pub use transformer::{Transformer, TransformerConfig};

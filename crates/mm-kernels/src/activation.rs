@@ -1,0 +1,241 @@
+//! Element-wise activations, each one pass forward and one pass backward.
+//!
+//! candle's own `relu` passes a gradient at zero, and the backward passes of its two GELUs use constants of six digits;
+//! these do neither. All functions keep the shape; on CPU they take `f32` and `f64`.
+
+use crate::host::{Real, View, by_dtype, slice};
+use candle_core::backend::BackendStorage;
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, WithDType};
+use std::f64::consts::{FRAC_1_SQRT_2, PI};
+use std::marker::PhantomData;
+
+/// Rectified linear unit: `y = max(x, 0)`, with gradient 0 at 0 (as in PyTorch; candle passes 1 there).
+///
+/// A NaN stays a NaN, so that a diverged run is seen.
+pub fn relu(x: &Tensor) -> Result<Tensor> {
+    apply::<Relu>(x)
+}
+
+/// Gaussian error linear unit, exact: `y = x Φ(x) = x (1 + erf(x / sqrt 2)) / 2`.
+pub fn gelu(x: &Tensor) -> Result<Tensor> {
+    apply::<Gelu>(x)
+}
+
+/// Gaussian error linear unit, tanh form: `y = x (1 + tanh(sqrt(2/π) (x + 0.044715 x³))) / 2`.
+pub fn gelu_tanh(x: &Tensor) -> Result<Tensor> {
+    apply::<GeluTanh>(x)
+}
+
+/// Sigmoid linear unit (swish): `y = x sigmoid(x)`.
+pub fn silu(x: &Tensor) -> Result<Tensor> {
+    apply::<Silu>(x)
+}
+
+/// Logistic function: `y = 1 / (1 + exp(-x))`.
+pub fn sigmoid(x: &Tensor) -> Result<Tensor> {
+    apply::<Sigmoid>(x)
+}
+
+/// Hyperbolic tangent.
+pub fn tanh(x: &Tensor) -> Result<Tensor> {
+    apply::<Tanh>(x)
+}
+
+/// One activation: its value, and its gradient `pull` from the argument, the result and the incoming gradient.
+trait Activation: Send + Sync + 'static {
+    const NAME: &'static str;
+    fn value<T: Real>(x: T) -> T;
+    fn pull<T: Real>(x: T, y: T, grad: T) -> T;
+    /// The same function in candle's own operations: every device but the CPU, and the reference of the tests.
+    fn composed(x: &Tensor) -> Result<Tensor>;
+}
+
+fn apply<A: Activation>(x: &Tensor) -> Result<Tensor> {
+    if !x.device().is_cpu() {
+        return A::composed(x);
+    }
+    x.contiguous()?.apply_op1(Elementwise::<A>(PhantomData))
+}
+
+struct Elementwise<A>(PhantomData<A>);
+
+impl<A: Activation> CustomOp1 for Elementwise<A> {
+    fn name(&self) -> &'static str {
+        A::NAME
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        by_dtype!(A::NAME, x.dtype(), T => {
+            let y = slice::<T>(A::NAME, x, layout)?.iter().map(|&x| A::value(x)).collect();
+            Ok((T::to_cpu_storage_owned(y), layout.shape().clone()))
+        })
+    }
+
+    fn bwd(&self, x: &Tensor, y: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        let grad = grad.contiguous()?;
+        by_dtype!(A::NAME, grad.dtype(), T => {
+            let (xv, yv, gv) = (View::new(x), View::new(y), View::new(&grad));
+            let (xs, ys, gs) = (xv.slice::<T>(A::NAME)?, yv.slice::<T>(A::NAME)?, gv.slice::<T>(A::NAME)?);
+            let dx: Vec<T> = xs.iter().zip(ys).zip(gs).map(|((&x, &y), &g)| A::pull(x, y, g)).collect();
+            Ok(Some(Tensor::from_vec(dx, x.shape(), x.device())?))
+        })
+    }
+}
+
+struct Relu;
+impl Activation for Relu {
+    const NAME: &'static str = "relu";
+    #[inline]
+    fn value<T: Real>(x: T) -> T {
+        if x < T::zero() { T::zero() } else { x }
+    }
+    #[inline]
+    fn pull<T: Real>(_x: T, y: T, grad: T) -> T {
+        if y <= T::zero() { T::zero() } else { grad }
+    }
+    fn composed(x: &Tensor) -> Result<Tensor> {
+        // Not `relu`, whose backward pass lets the gradient through where x is 0.
+        x.le(0.0)?.where_cond(&x.zeros_like()?, x)
+    }
+}
+
+struct Gelu;
+impl Activation for Gelu {
+    const NAME: &'static str = "gelu";
+    #[inline]
+    fn value<T: Real>(x: T) -> T {
+        x * normal_cdf(x)
+    }
+    #[inline]
+    fn pull<T: Real>(x: T, _y: T, grad: T) -> T {
+        let density = (T::from_f64(-0.5) * x * x).exp() * T::from_f64(1.0 / (2.0 * PI).sqrt());
+        grad * (normal_cdf(x) + x * density)
+    }
+    fn composed(x: &Tensor) -> Result<Tensor> {
+        // Not `gelu_erf`, whose backward pass has a constant of six digits.
+        x * (x * FRAC_1_SQRT_2)?.erf()?.affine(0.5, 0.5)?
+    }
+}
+
+#[inline]
+fn normal_cdf<T: Real>(x: T) -> T {
+    let half = T::from_f64(0.5);
+    half + half * (x * T::from_f64(FRAC_1_SQRT_2)).erf()
+}
+
+/// `sqrt(2/π)` and the cubic coefficient of the tanh form.
+const CUBIC: f64 = 0.044_715;
+
+struct GeluTanh;
+impl Activation for GeluTanh {
+    const NAME: &'static str = "gelu_tanh";
+    #[inline]
+    fn value<T: Real>(x: T) -> T {
+        let half = T::from_f64(0.5);
+        half * x * (T::one() + gelu_inner(x).tanh())
+    }
+    #[inline]
+    fn pull<T: Real>(x: T, _y: T, grad: T) -> T {
+        let half = T::from_f64(0.5);
+        let t = gelu_inner(x).tanh();
+        let slope = T::from_f64((2.0 / PI).sqrt()) * (T::one() + T::from_f64(3.0 * CUBIC) * x * x);
+        grad * half * (T::one() + t + x * (T::one() - t * t) * slope)
+    }
+    fn composed(x: &Tensor) -> Result<Tensor> {
+        // Not `gelu`, whose backward pass has constants of six digits.
+        let inner = ((x.sqr()? * x)? * CUBIC)?.add(x)?;
+        x * (inner * (2.0 / PI).sqrt())?.tanh()?.affine(0.5, 0.5)?
+    }
+}
+
+#[inline]
+fn gelu_inner<T: Real>(x: T) -> T {
+    T::from_f64((2.0 / PI).sqrt()) * (x + T::from_f64(CUBIC) * x * x * x)
+}
+
+struct Silu;
+impl Activation for Silu {
+    const NAME: &'static str = "silu";
+    #[inline]
+    fn value<T: Real>(x: T) -> T {
+        x * logistic(x)
+    }
+    #[inline]
+    fn pull<T: Real>(x: T, y: T, grad: T) -> T {
+        let s = logistic(x);
+        grad * (s + y * (T::one() - s))
+    }
+    fn composed(x: &Tensor) -> Result<Tensor> {
+        x.silu()
+    }
+}
+
+struct Sigmoid;
+impl Activation for Sigmoid {
+    const NAME: &'static str = "sigmoid";
+    #[inline]
+    fn value<T: Real>(x: T) -> T {
+        logistic(x)
+    }
+    #[inline]
+    fn pull<T: Real>(_x: T, y: T, grad: T) -> T {
+        grad * y * (T::one() - y)
+    }
+    fn composed(x: &Tensor) -> Result<Tensor> {
+        x.neg()?.exp()?.affine(1.0, 1.0)?.recip()
+    }
+}
+
+#[inline]
+fn logistic<T: Real>(x: T) -> T {
+    T::one() / (T::one() + (-x).exp())
+}
+
+struct Tanh;
+impl Activation for Tanh {
+    const NAME: &'static str = "tanh";
+    #[inline]
+    fn value<T: Real>(x: T) -> T {
+        x.tanh()
+    }
+    #[inline]
+    fn pull<T: Real>(_x: T, y: T, grad: T) -> T {
+        grad * (T::one() - y * y)
+    }
+    fn composed(x: &Tensor) -> Result<Tensor> {
+        x.tanh()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{assert_close, assert_same, normal};
+    use candle_core::{Device, Var};
+
+    fn same<A: Activation>() -> Result<()> {
+        let x = (normal(&[5, 7], 1)? * 2.0)?;
+        assert_same(|x| apply::<A>(&x[0]), |x| A::composed(&x[0]), &[x])
+    }
+
+    #[test]
+    fn the_compositions_are_the_same_functions() -> Result<()> {
+        same::<Relu>()?;
+        same::<Gelu>()?;
+        same::<GeluTanh>()?;
+        same::<Silu>()?;
+        same::<Sigmoid>()?;
+        same::<Tanh>()
+    }
+
+    #[test]
+    fn both_forms_of_relu_stop_the_gradient_at_zero() -> Result<()> {
+        for f in [apply::<Relu>, Relu::composed] {
+            let x = Var::new(&[-1f32, 0.0, 1.0], &Device::Cpu)?;
+            let grads = f(x.as_tensor())?.sum_all()?.backward()?;
+            let expected = Tensor::new(&[0f32, 0.0, 1.0], &Device::Cpu)?;
+            assert_close(grads.get(x.as_tensor()).expect("a gradient"), &expected, 0.0)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,241 @@
+//! The affine map of a fully connected layer.
+
+use crate::host::{View, add_rows, by_dtype, slice};
+use candle_core::backend::BackendStorage;
+use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, WithDType, bail};
+
+/// A fully connected layer without its state.
+///
+/// ```text
+/// y[.., o] = sum_i x[.., i] weight[o, i] + bias[o]
+/// ```
+///
+/// Shapes: `x (.., in)` of rank two or more, `weight (out, in)`, `bias (out)`; the result is `(.., out)`.
+/// On CPU the arguments are all `f32` or all `f64`.
+///
+/// Gradients reach `x`, `weight` and `bias`. The gradient of an argument outside every graph - the data under a first
+/// layer, a frozen weight - is not computed.
+///
+/// Shapes that do not fit are an error that names them.
+///
+/// ```
+/// use candle_core::{Device, Tensor};
+/// let x = Tensor::new(&[[1f32, 2.0]], &Device::Cpu)?;
+/// let weight = Tensor::new(&[[3f32, 4.0], [5.0, 6.0]], &Device::Cpu)?;
+/// let bias = Tensor::new(&[0.5f32, -0.5], &Device::Cpu)?;
+/// let y = mm_kernels::linear(&x, &weight, Some(&bias))?;
+/// assert_eq!(y.to_vec2::<f32>()?, [[11.5, 16.5]]);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
+pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    let dims = x.dims();
+    let [out, inputs] = *weight.dims() else {
+        bail!("linear: weight must be (out, in), got {:?}", weight.shape())
+    };
+    if dims.len() < 2 || dims[dims.len() - 1] != inputs {
+        bail!(
+            "linear: x {:?} does not fit weight {:?}: x must be (.., {inputs})",
+            x.shape(),
+            weight.shape()
+        )
+    }
+    if let Some(bias) = bias
+        && bias.dims() != [out]
+    {
+        bail!(
+            "linear: bias {:?} does not fit weight {:?}: bias must be [{out}]",
+            bias.shape(),
+            weight.shape()
+        )
+    }
+    if !x.device().is_cpu() {
+        return composed(x, weight, bias);
+    }
+    let (x, weight) = (x.contiguous()?, weight.contiguous()?);
+    match bias {
+        None => x.apply_op2(&weight, Linear),
+        Some(bias) => x.apply_op3(&weight, &bias.contiguous()?, Linear),
+    }
+}
+
+const NAME: &str = "linear";
+
+struct Linear;
+
+impl CustomOp2 for Linear {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        xl: &Layout,
+        w: &CpuStorage,
+        wl: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        product(x, xl, w, wl)
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        w: &Tensor,
+        _y: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let grad = rows(grad)?;
+        Ok((grad_x(x, w, &grad)?, grad_weight(x, w, &grad)?))
+    }
+}
+
+impl CustomOp3 for Linear {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        xl: &Layout,
+        w: &CpuStorage,
+        wl: &Layout,
+        b: &CpuStorage,
+        bl: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (y, shape) = product(x, xl, w, wl)?;
+        by_dtype!(NAME, y.dtype(), T => {
+            let bias = slice::<T>(NAME, b, bl)?;
+            let mut y = T::cpu_storage_data(y)?;
+            for row in y.chunks_exact_mut(bias.len().max(1)) {
+                for (y, &b) in row.iter_mut().zip(bias) {
+                    *y += b;
+                }
+            }
+            Ok((T::to_cpu_storage_owned(y), shape))
+        })
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        w: &Tensor,
+        b: &Tensor,
+        _y: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let grad = rows(grad)?;
+        Ok((
+            grad_x(x, w, &grad)?,
+            grad_weight(x, w, &grad)?,
+            grad_bias(b, &grad)?,
+        ))
+    }
+}
+
+fn product(x: &CpuStorage, xl: &Layout, w: &CpuStorage, wl: &Layout) -> Result<(CpuStorage, Shape)> {
+    let mut dims = xl.dims().to_vec();
+    let (out, inputs) = wl.shape().dims2()?;
+    let rows = xl
+        .shape()
+        .elem_count()
+        .checked_div(inputs)
+        .unwrap_or_else(|| dims[..dims.len() - 1].iter().product());
+    if let Some(last) = dims.last_mut() {
+        *last = out;
+    }
+    by_dtype!(NAME, x.dtype(), T => {
+        slice::<T>(NAME, x, xl)?;
+        slice::<T>(NAME, w, wl)?;
+        if rows * inputs * out == 0 {
+            return Ok((T::to_cpu_storage_owned(vec![0.0; rows * out]), Shape::from(dims)));
+        }
+        let flat = Layout::contiguous_with_offset((rows, inputs), xl.start_offset());
+        let y = x.matmul(w, (1, rows, out, inputs), &flat, &wl.transpose(0, 1)?)?;
+        Ok((y, Shape::from(dims)))
+    })
+}
+
+/// The incoming gradient as a contiguous matrix, leading dimensions flattened.
+fn rows(grad: &Tensor) -> Result<Tensor> {
+    let grad = grad.contiguous()?;
+    if grad.rank() == 2 { Ok(grad) } else { matrix(&grad) }
+}
+
+fn matrix(x: &Tensor) -> Result<Tensor> {
+    let columns = x.dim(candle_core::D::Minus1)?;
+    let rows: usize = x.dims()[..x.rank() - 1].iter().product();
+    x.reshape((rows, columns))
+}
+
+// The arguments are detached before they are multiplied: a gradient must not carry a graph of its own.
+
+fn grad_x(x: &Tensor, weight: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+    if !x.track_op() {
+        return Ok(None);
+    }
+    let dx = grad.matmul(&weight.detach())?;
+    Ok(Some(if x.rank() == 2 { dx } else { dx.reshape(x.shape())? }))
+}
+
+fn grad_weight(x: &Tensor, weight: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+    if !weight.track_op() {
+        return Ok(None);
+    }
+    let x = x.detach();
+    let x = if x.rank() == 2 { x } else { matrix(&x)? };
+    Ok(Some(grad.t()?.matmul(&x)?))
+}
+
+fn grad_bias(bias: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+    if !bias.track_op() {
+        return Ok(None);
+    }
+    by_dtype!(NAME, grad.dtype(), T => {
+        let mut sums = vec![T::from_f64(0.0); bias.elem_count()];
+        add_rows(View::new(grad).slice::<T>(NAME)?, &mut sums);
+        Ok(Some(Tensor::from_vec(sums, bias.shape(), grad.device())?))
+    })
+}
+
+/// The same function in candle's own operations: every device but the CPU, and the reference of the tests.
+fn composed(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    let flat = if x.rank() == 2 { x.clone() } else { matrix(x)? };
+    let mut y = flat.matmul(&weight.t()?)?;
+    if let Some(bias) = bias {
+        y = y.broadcast_add(bias)?;
+    }
+    if x.rank() == 2 {
+        return Ok(y);
+    }
+    let mut dims = x.dims().to_vec();
+    if let Some(last) = dims.last_mut() {
+        *last = weight.dim(0)?;
+    }
+    y.reshape(dims)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{assert_same, normal};
+
+    #[test]
+    fn the_composition_is_the_same_function() -> Result<()> {
+        let (w, b) = (normal(&[5, 3], 2)?, normal(&[5], 3)?);
+        for shape in [vec![4, 3], vec![2, 4, 3]] {
+            let x = [normal(&shape, 1)?, w.clone(), b.clone()];
+            assert_same(
+                |x| linear(&x[0], &x[1], Some(&x[2])),
+                |x| composed(&x[0], &x[1], Some(&x[2])),
+                &x,
+            )?;
+            assert_same(
+                |x| linear(&x[0], &x[1], None),
+                |x| composed(&x[0], &x[1], None),
+                &x[..2],
+            )?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,43 @@
+#![doc = include_str!("../README.md")]
+
+mod accuracy;
+mod agreement;
+mod auroc;
+mod average_precision;
+mod brier;
+mod calibration;
+mod confusion;
+mod error;
+mod f1;
+mod kappa;
+mod mcc;
+mod mean_std;
+mod modality_gap;
+mod one_vs_rest;
+mod paired;
+mod probe;
+mod scores;
+mod shapley;
+mod student_t;
+mod top_k;
+
+pub use accuracy::{accuracy, correctness};
+pub use agreement::{Agreement, AgreementRow};
+pub use auroc::auroc;
+pub use average_precision::average_precision;
+pub use brier::brier;
+pub use calibration::{CalibrationBin, DEFAULT_BINS, expected_calibration_error, reliability};
+pub use confusion::ConfusionMatrix;
+pub use error::MetricError;
+pub use f1::{ClassScores, class_scores, macro_f1, macro_scores, micro_f1};
+pub use kappa::cohen_kappa;
+pub use mcc::matthews_correlation;
+pub use mean_std::{MeanStd, mean_std};
+pub use modality_gap::{ModalityGap, modality_gap};
+pub use one_vs_rest::OneVsRest;
+pub use paired::{PairedDifference, paired_difference};
+pub use probe::{LinearProbe, ProbeConfig};
+pub use scores::{Scores, argmax_rows, softmax_rows};
+pub use shapley::{shapley, shapley_shares};
+pub use student_t::student_t_quantile;
+pub use top_k::top_k_accuracy;
