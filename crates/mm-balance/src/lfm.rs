@@ -123,7 +123,7 @@ impl LfmLearnedConfig {
 fn build(matching: Matching, temperature: f64, loss_scale: f64, weight: Weight) -> Checked<Lfm> {
     ConfigError::check_range("temperature", temperature, f64::MIN_POSITIVE, f64::MAX)?;
     ConfigError::check_range("loss_scale", loss_scale, f64::MIN_POSITIVE, f64::MAX)?;
-    Ok(Lfm { matching: Matcher { matching, temperature }, loss_scale, weight })
+    Ok(Lfm { matching: Matcher::new(matching, temperature), loss_scale, weight })
 }
 
 /// InfoNCE between two sets of features (B, D) whose rows belong together.
@@ -230,6 +230,11 @@ pub struct Matcher {
 }
 
 impl Matcher {
+    /// `temperature` is that of InfoNCE; the others ignore it.
+    pub fn new(matching: Matching, temperature: f64) -> Self {
+        Self { matching, temperature }
+    }
+
     /// L_match, averaged over the pairs of modalities that share at least one row; `None` if no pair does.
     pub fn loss(&self, model: &dyn Multimodal, batch: &Batch, fwd: &Forward, mode: Mode) -> Result<Option<Tensor>> {
         let views = match self.matching {

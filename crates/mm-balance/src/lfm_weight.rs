@@ -158,6 +158,18 @@ pub fn unrolled_hypergradient(
     Ok(-eta * total)
 }
 
+/// One update of the released code: lr_α is halved at epochs 20, 40, …, then w_a moves by -lr_α times the statistic and
+/// stays in [0.05, 0.95]. Returns (w_a, lr_α).
+///
+/// ```
+/// let (matching, rate) = mm_balance::lfm_weight::released_step(20, 0.1, 0.7, 2.0);
+/// assert!((matching - 0.6).abs() < 1e-15 && rate == 0.05);
+/// ```
+pub fn released_step(epoch: usize, rate: f64, matching: f64, statistic: f64) -> (f64, f64) {
+    let rate = if epoch > 0 && epoch % 20 == 0 { rate / 2.0 } else { rate };
+    ((matching - rate * statistic).clamp(LOW, HIGH), rate)
+}
+
 /// `H v` of a loss given its gradient as a function of the parameters, by a fourth-order central difference along v:
 /// `[8 (g(ε) - g(-ε)) - (g(2ε) - g(-2ε))] / 12ε` with ε = `step` / ‖v‖. Parameters are restored before returning.
 pub fn hessian_vector_product(
@@ -202,6 +214,8 @@ pub fn hessian_vector_product(
 pub(crate) struct Weight {
     source: Source,
     supervised: f64,
+    /// lr_α, which the released variant halves as it goes.
+    rate: f64,
     hypergradient: Option<f64>,
 }
 
@@ -214,12 +228,12 @@ enum Source {
 impl Weight {
     pub(crate) fn scheduled(schedule: Schedule) -> Self {
         let supervised = schedule.supervised(0);
-        Self { source: Source::Scheduled(schedule), supervised, hypergradient: None }
+        Self { source: Source::Scheduled(schedule), supervised, rate: 0.0, hypergradient: None }
     }
 
     pub(crate) fn learned(bilevel: Bilevel) -> Self {
-        let supervised = bilevel.initial;
-        Self { source: Source::Learned(bilevel), supervised, hypergradient: None }
+        let (supervised, rate) = (bilevel.initial, bilevel.rate);
+        Self { source: Source::Learned(bilevel), supervised, rate, hypergradient: None }
     }
 
     pub(crate) fn held_out(&self) -> usize {
@@ -249,37 +263,41 @@ impl Weight {
             bail!("LFM learns its weight on held-out rows: the trainer must pass a training batch and held-out rows");
         };
         let derivatives = Derivatives { cx, matcher };
-        let (change, statistic) = match bilevel.variant {
+        let (supervised, rate, statistic) = match bilevel.variant {
             Variant::Unrolled => {
                 let eta = bilevel.inner_rate.unwrap_or(cx.learning_rate);
                 let h = derivatives.unrolled(inner, outer, eta, self.supervised)?;
-                (-bilevel.rate * h, h)
+                ((self.supervised - self.rate * h).clamp(LOW, HIGH), self.rate, h)
             }
             Variant::ReleasedHvp => {
                 let half: Vec<u32> = (0..(outer.rows() / 2).max(1) as u32).collect();
                 let statistic = derivatives.released(&outer.select(&half)?, self.supervised)?;
-                // Halved at epochs 20, 40, … before the update; w_a moves against the statistic, so w_c with it.
-                let rate = bilevel.rate * 0.5f64.powi((cx.epoch / 20) as i32);
-                (rate * statistic, statistic)
+                let (matching, rate) = released_step(cx.epoch, self.rate, 1.0 - self.supervised, statistic);
+                (1.0 - matching, rate, statistic)
             }
         };
-        if !change.is_finite() {
+        if !statistic.is_finite() {
             bail!("LFM's hypergradient is {statistic} at the start of epoch {}: lower the learning rate", cx.epoch);
         }
-        self.supervised = (self.supervised + change).clamp(LOW, HIGH);
+        (self.supervised, self.rate) = (supervised, rate);
         self.hypergradient = Some(statistic);
         Ok(())
     }
 
     pub(crate) fn state(&self) -> State {
         let gradient = self.hypergradient.into_iter().collect();
-        State::from([("supervised".into(), vec![self.supervised]), ("hypergradient".into(), gradient)])
+        State::from([
+            ("supervised".into(), vec![self.supervised]),
+            ("rate".into(), vec![self.rate]),
+            ("hypergradient".into(), gradient),
+        ])
     }
 
     pub(crate) fn restore(&mut self, state: &State) -> Result<()> {
-        match (state.get("supervised").map(Vec::as_slice), state.get("hypergradient")) {
-            (Some(&[w]), Some(gradient)) => {
-                self.supervised = w;
+        let number = |name: &str| state.get(name).map(Vec::as_slice);
+        match (number("supervised"), number("rate"), number("hypergradient")) {
+            (Some(&[supervised]), Some(&[rate]), Some(gradient)) => {
+                (self.supervised, self.rate) = (supervised, rate);
                 self.hypergradient = gradient.first().copied();
                 Ok(())
             }

@@ -163,9 +163,14 @@ pub fn deviation(gradient: &Tensor) -> Result<f64> {
     Ok((centred / (n - 1.0)).sqrt())
 }
 
+/// The deviation of OGM-GE's noise, `std(g) + 1e-8`.
+pub fn noise_deviation(gradient: &Tensor) -> Result<f64> {
+    Ok(deviation(gradient)? + 1e-8)
+}
+
 /// `k g + unit_noise (std(g) + 1e-8)`: the gradient of OGM-GE, given standard normal noise of g's shape.
 pub fn enhanced(gradient: &Tensor, k: f64, unit_noise: &Tensor) -> Result<Tensor> {
-    let noise = unit_noise.affine(deviation(gradient)? + 1e-8, 0.0)?;
+    let noise = unit_noise.affine(noise_deviation(gradient)?, 0.0)?;
     gradient.affine(k, 0.0)? + noise
 }
 

@@ -1,2 +1,79 @@
-//! The command line.
-fn main() {}
+//! `mm`: train, evaluate and predict with balanced multimodal classifiers.
+
+mod eval;
+mod methods;
+mod output;
+mod predict;
+mod train;
+
+use clap::{Parser, Subcommand};
+use mm_core::ConfigError;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Train, evaluate and predict with multimodal classifiers that do not let one modality starve the others.
+#[derive(Debug, Parser)]
+#[command(name = "mm", version, max_term_width = 110, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Train a run from a configuration file.
+    Train(train::Args),
+    /// Evaluate a finished run again.
+    Eval(eval::Args),
+    /// Predict the rows of a file, with modalities missing or not.
+    Predict(predict::Args),
+    /// Average finished runs, such as unimodal ones.
+    Ensemble(EnsembleArgs),
+    /// List the balancing methods and fusions, with settings and papers.
+    Methods(methods::Args),
+}
+
+/// Arguments of `mm ensemble`.
+#[derive(Debug, clap::Args)]
+struct EnsembleArgs {
+    /// Folders of finished runs on the same data and split.
+    #[arg(required = true, value_name = "RUN")]
+    runs: Vec<PathBuf>,
+    /// Folder to write result.json and predictions.json to.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Average log-probabilities (the geometric mean) instead of probabilities.
+    #[arg(long)]
+    log_mean: bool,
+}
+
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Train(args) => train::run(&args),
+        Command::Eval(args) => eval::run(&args),
+        Command::Predict(args) => predict::run(&args),
+        Command::Ensemble(args) => ensemble(&args),
+        Command::Methods(args) => methods::run(&args),
+    };
+    match outcome {
+        Ok(code) => code,
+        Err(error) if output::is_closed_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            output::error(&format!("{error:#}"));
+            // 2 says: the command or its configuration is wrong, nothing was tried.
+            let refused = error.chain().any(|e| e.downcast_ref::<ConfigError>().is_some());
+            ExitCode::from(if refused { 2 } else { 1 })
+        }
+    }
+}
+
+fn ensemble(args: &EnsembleArgs) -> anyhow::Result<ExitCode> {
+    let rule = if args.log_mean {
+        mm_balance::ensemble::Average::LogMean
+    } else {
+        mm_balance::ensemble::Average::Mean
+    };
+    let result = mm_train::ensemble::ensemble(&args.runs, &args.out, rule)?;
+    output::result(&result, &args.out)?;
+    Ok(ExitCode::SUCCESS)
+}

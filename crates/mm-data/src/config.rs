@@ -1,6 +1,8 @@
 //! Where data comes from, as a table of settings.
 
-use crate::{CsvConfig, DataError, Dataset, FeaturesConfig, SplitConfig, Splits, Standardizer, SyntheticConfig};
+use crate::{
+    CsvConfig, DataError, Dataset, FeaturesConfig, SplitConfig, Splits, Standardizer, SyntheticConfig,
+};
 use mm_core::{ConfigError, Modalities};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -63,7 +65,7 @@ impl DataConfig {
     pub fn peek(&self) -> Result<Summary, DataError> {
         self.check()?;
         match self {
-            Self::Synthetic(c) => c.peek(),
+            Self::Synthetic(c) => Ok(c.peek()),
             Self::Features(c) => c.peek(),
             Self::Csv(c) => c.peek(),
         }
@@ -94,7 +96,11 @@ impl DataConfig {
         } else {
             None
         };
-        Ok(Prepared { dataset, splits, standardizer })
+        Ok(Prepared {
+            dataset,
+            splits,
+            standardizer,
+        })
     }
 
     /// Whether features are standardised.
@@ -176,7 +182,11 @@ pub(crate) fn check_common(
     if let Some(classes) = classes
         && !(2..=1_000_000).contains(&classes)
     {
-        return Err(ConfigError::new("classes", classes, "must be an integer in [2, 1000000]"));
+        return Err(ConfigError::new(
+            "classes",
+            classes,
+            "must be an integer in [2, 1000000]",
+        ));
     }
     if let Some(names) = modalities {
         Modalities::new(names.iter().cloned())?;

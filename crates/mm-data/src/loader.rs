@@ -15,7 +15,11 @@ pub struct Loader<'a> {
 
 impl<'a> Loader<'a> {
     /// A loader of `rows`, `batch_size` (at least 1) at a time. The last batch of an epoch may be smaller.
-    pub fn new(data: &'a Dataset, rows: Vec<usize>, batch_size: usize) -> std::result::Result<Self, DataError> {
+    pub fn new(
+        data: &'a Dataset,
+        rows: Vec<usize>,
+        batch_size: usize,
+    ) -> std::result::Result<Self, DataError> {
         if batch_size == 0 {
             return Err(ConfigError::new("batch_size", 0, "must be at least 1").into());
         }
@@ -23,7 +27,12 @@ impl<'a> Loader<'a> {
             let rule = format!("row {row} does not exist, there are {} rows", data.rows());
             return Err(DataError::split(&data.origin, rule, "rows count from 0"));
         }
-        Ok(Self { data, rows, batch_size, merge_single: false })
+        Ok(Self {
+            data,
+            rows,
+            batch_size,
+            merge_single: false,
+        })
     }
 
     /// Whether a last batch of exactly one row joins the one before, because batch normalisation needs two rows.
@@ -47,7 +56,8 @@ impl<'a> Loader<'a> {
     /// Batches in an epoch.
     pub fn batches(&self) -> usize {
         let full = self.rows.len().div_ceil(self.batch_size);
-        let merged = self.merge_single && self.batch_size > 1 && full > 1 && self.rows.len() % self.batch_size == 1;
+        let merged =
+            self.merge_single && self.batch_size > 1 && full > 1 && self.rows.len() % self.batch_size == 1;
         full - usize::from(merged)
     }
 
@@ -76,7 +86,11 @@ impl<'a> Loader<'a> {
             bail!("a batch needs at least one row");
         }
         if let Some(row) = rows.iter().find(|&&row| row >= self.data.rows()) {
-            bail!("row {row} does not exist in {}, there are {} rows", self.data.origin, self.data.rows());
+            bail!(
+                "row {row} does not exist in {}, there are {} rows",
+                self.data.origin,
+                self.data.rows()
+            );
         }
         let inputs = self.data.inputs.try_map(|_, x| {
             let mut values = Vec::with_capacity(rows.len() * x.dim);
@@ -87,10 +101,18 @@ impl<'a> Loader<'a> {
         })?;
         let present: Modal<Option<Presence>> = self.data.inputs.try_map(|_, x| {
             let flags: Vec<bool> = rows.iter().map(|&row| x.is_present(row)).collect();
-            flags.contains(&false).then(|| Presence::new(flags, dtype, device)).transpose()
+            flags
+                .contains(&false)
+                .then(|| Presence::new(flags, dtype, device))
+                .transpose()
         })?;
         let labels = rows.iter().map(|&row| self.data.labels[row]).collect();
-        let batch = Batch { inputs, present, labels, ids: rows.into() };
+        let batch = Batch {
+            inputs,
+            present,
+            labels,
+            ids: rows.into(),
+        };
         batch.check()?;
         Ok(batch)
     }

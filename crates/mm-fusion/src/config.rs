@@ -24,19 +24,19 @@ const FIELD: &str = "model.fusion";
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum FusionConfig {
-    /// [`late_linear`]
+    /// See [`mod@late_linear`].
     LateLinear(LateLinearConfig),
-    /// [`concat`]
+    /// See [`mod@concat`].
     Concat(ConcatConfig),
-    /// [`sum`]
+    /// See [`mod@sum`].
     Sum(SumConfig),
-    /// [`mid_mlp`]
+    /// See [`mod@mid_mlp`].
     MidMlp(MidMlpConfig),
-    /// [`film`]
+    /// See [`mod@film`].
     Film(FilmConfig),
-    /// [`gated`]
+    /// See [`mod@gated`].
     Gated(GatedConfig),
-    /// [`transformer`]
+    /// See [`mod@transformer`].
     Transformer(TransformerConfig),
 }
 

@@ -104,12 +104,13 @@ impl Activation for Gelu {
     const NAME: &'static str = "gelu";
     #[inline]
     fn value<T: Real>(x: T) -> T {
-        x * normal_cdf(x)
+        let half = T::from_f64(0.5);
+        x * (half + half * (x * T::from_f64(FRAC_1_SQRT_2)).erf())
     }
     #[inline]
-    fn pull<T: Real>(x: T, _y: T, grad: T) -> T {
+    fn pull<T: Real>(x: T, y: T, grad: T) -> T {
         let density = (T::from_f64(-0.5) * x * x).exp() * T::from_f64(1.0 / (2.0 * PI).sqrt());
-        grad * (normal_cdf(x) + x * density)
+        grad * (gate(x, y) + x * density)
     }
     fn composed(x: &Tensor) -> Result<Tensor> {
         // Not `gelu_erf`, whose backward pass has a constant of six digits.
@@ -117,13 +118,20 @@ impl Activation for Gelu {
     }
 }
 
+/// The gate y / x of an activation y = x gate(x) with gate(0) = 1/2: a division instead of another erf, tanh or exp.
+///
+/// Near zero y may be denormal and the quotient coarse; the gate is 1/2 there to more digits than a float has.
 #[inline]
-fn normal_cdf<T: Real>(x: T) -> T {
-    let half = T::from_f64(0.5);
-    half + half * (x * T::from_f64(FRAC_1_SQRT_2)).erf()
+fn gate<T: Real>(x: T, y: T) -> T {
+    let tiny = T::from_f64(1e-30);
+    if x < tiny && x > -tiny {
+        T::from_f64(0.5)
+    } else {
+        y / x
+    }
 }
 
-/// `sqrt(2/π)` and the cubic coefficient of the tanh form.
+/// The cubic coefficient of the tanh form.
 const CUBIC: f64 = 0.044_715;
 
 struct GeluTanh;
@@ -135,11 +143,11 @@ impl Activation for GeluTanh {
         half * x * (T::one() + gelu_inner(x).tanh())
     }
     #[inline]
-    fn pull<T: Real>(x: T, _y: T, grad: T) -> T {
-        let half = T::from_f64(0.5);
-        let t = gelu_inner(x).tanh();
+    fn pull<T: Real>(x: T, y: T, grad: T) -> T {
+        // With s = (1 + tanh u) / 2 = y / x: the derivative of s in u is 2 s (1 - s).
+        let s = gate(x, y);
         let slope = T::from_f64((2.0 / PI).sqrt()) * (T::one() + T::from_f64(3.0 * CUBIC) * x * x);
-        grad * half * (T::one() + t + x * (T::one() - t * t) * slope)
+        grad * (s + T::from_f64(2.0) * x * s * (T::one() - s) * slope)
     }
     fn composed(x: &Tensor) -> Result<Tensor> {
         // Not `gelu`, whose backward pass has constants of six digits.
@@ -162,7 +170,7 @@ impl Activation for Silu {
     }
     #[inline]
     fn pull<T: Real>(x: T, y: T, grad: T) -> T {
-        let s = logistic(x);
+        let s = gate(x, y);
         grad * (s + y * (T::one() - s))
     }
     fn composed(x: &Tensor) -> Result<Tensor> {

@@ -56,7 +56,9 @@ pub fn batch_norm_train(
         });
     }
     let x = x.contiguous()?;
-    let (mean, var) = by_dtype!(NAME, x.dtype(), T => Ok(stats(View::new(&x).slice::<T>(NAME)?, channels, spatial(x.dims()))))?;
+    let (mean, var) = by_dtype!(NAME, x.dtype(), T => {
+        Ok(stats(View::new(&x).slice::<T>(NAME)?, channels, spatial(x.dims())))
+    })?;
     let buffer = |values: Vec<f64>| Tensor::from_vec(values, channels, &Device::Cpu)?.to_dtype(x.dtype());
     let out_var = var.iter().map(|v| v * unbiased).collect();
     let op = BatchNorm {
@@ -222,11 +224,13 @@ impl CustomOp3 for BatchNorm {
         bl: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         by_dtype!(NAME, x.dtype(), T => {
-            let (x, w, b) = (slice::<T>(NAME, x, xl)?, slice::<T>(NAME, w, wl)?, slice::<T>(NAME, b, bl)?);
-            let (mean, scale) = (cast::<T>(&self.mean), cast::<T>(&self.scale));
-            let y = per_channel(x, w.len(), spatial(xl.dims()), |c, x, _| (x - mean[c]) * scale[c] * w[c] + b[c]);
-            Ok((T::to_cpu_storage_owned(y), xl.shape().clone()))
-        })
+                   let (x, w, b) = (slice::<T>(NAME, x, xl)?, slice::<T>(NAME, w, wl)?, slice::<T>(NAME, b, bl)?);
+                   let (mean, scale) = (cast::<T>(&self.mean), cast::<T>(&self.scale));
+                   let y = per_channel(x, x, spatial(xl.dims()), [&mean, &scale, w, b], |x, _, [mean, scale, w, b]| {
+        (x - mean) * scale * w + b
+        });
+                   Ok((T::to_cpu_storage_owned(y), xl.shape().clone()))
+               })
     }
 
     fn bwd(
@@ -263,7 +267,9 @@ impl BatchNorm {
     ) -> (Vec<T>, Vec<T>, Vec<T>) {
         let channels = w.len();
         let (mean, scale) = (cast::<T>(&self.mean), cast::<T>(&self.scale));
-        let n = per_channel(x, channels, space, |c, x, _| (x - mean[c]) * scale[c]);
+        let n = per_channel(x, x, space, [&mean, &scale], |x, _, [mean, scale]| {
+            (x - mean) * scale
+        });
         let (mut dw, mut db) = (vec![T::zero(); channels], vec![T::zero(); channels]);
         if space == 1 {
             add_rows(g, &mut db);
@@ -293,11 +299,15 @@ impl BatchNorm {
             let count = T::from_f64(x.len() as f64 / channels as f64);
             let mean_g: Vec<T> = db.iter().map(|&db| db / count).collect();
             let mean_gn: Vec<T> = dw.iter().map(|&dw| dw / count).collect();
-            per_channel(&n, channels, space, |c, n, i| {
-                factor[c] * (g[i] - mean_g[c] - n * mean_gn[c])
-            })
+            per_channel(
+                g,
+                &n,
+                space,
+                [&factor, &mean_g, &mean_gn],
+                |g, n, [factor, mean_g, mean_gn]| factor * (g - mean_g - n * mean_gn),
+            )
         } else {
-            per_channel(g, channels, space, |c, g, _| factor[c] * g)
+            per_channel(g, g, space, [&factor], |g, _, [factor]| factor * g)
         };
         (dx, dw, db)
     }
@@ -312,21 +322,38 @@ fn cast<T: Real>(values: &[f64]) -> Vec<T> {
     values.iter().map(|&v| T::from_f64(v)).collect()
 }
 
-/// f(channel, value, position) for each value in memory order.
+/// f(x, y, the channel's constants) for each pair of values in memory order.
 #[inline]
-fn per_channel<T: Real>(x: &[T], channels: usize, space: usize, f: impl Fn(usize, T, usize) -> T) -> Vec<T> {
-    let mut y = Vec::with_capacity(x.len());
+fn per_channel<T: Real, const K: usize>(
+    x: &[T],
+    y: &[T],
+    space: usize,
+    constants: [&[T]; K],
+    f: impl Fn(T, T, [T; K]) -> T,
+) -> Vec<T> {
+    let channels = constants[0].len();
+    let mut out = Vec::with_capacity(x.len());
     if space == 1 {
-        for (b, row) in x.chunks_exact(channels.max(1)).enumerate() {
-            y.extend(row.iter().enumerate().map(|(c, &x)| f(c, x, b * channels + c)));
+        // Slices of one known length: the compiler drops the bounds checks and vectorises.
+        let constants = constants.map(|values| &values[..channels]);
+        for (x, y) in x
+            .chunks_exact(channels.max(1))
+            .zip(y.chunks_exact(channels.max(1)))
+        {
+            let (x, y) = (&x[..channels], &y[..channels]);
+            out.extend((0..channels).map(|c| f(x[c], y[c], constants.map(|values| values[c]))));
         }
     } else {
-        for (i, block) in x.chunks_exact(space.max(1)).enumerate() {
-            let c = i % channels;
-            y.extend(block.iter().enumerate().map(|(s, &x)| f(c, x, i * space + s)));
+        for (i, (x, y)) in x
+            .chunks_exact(space.max(1))
+            .zip(y.chunks_exact(space.max(1)))
+            .enumerate()
+        {
+            let constants = constants.map(|values| values[i % channels]);
+            out.extend(x.iter().zip(y).map(|(&x, &y)| f(x, y, constants)));
         }
     }
-    y
+    out
 }
 
 /// Mean and biased variance of each channel, in two passes: the variance of large values stays exact.

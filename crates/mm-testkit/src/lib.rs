@@ -1,4 +1,5 @@
 #![doc = include_str!("../README.md")]
+#![cfg_attr(test, allow(clippy::unwrap_used))] // a test that unwraps an error has failed as it should
 
 pub mod close;
 pub mod golden;

@@ -1,1 +1,20 @@
-//! Placeholder.
+#![doc = include_str!("../README.md")]
+
+pub mod build;
+pub mod checkpoint;
+pub mod config;
+pub mod ensemble;
+pub mod error;
+pub mod evaluate;
+pub mod optim;
+pub mod parse;
+pub mod predict;
+pub mod record;
+pub mod result;
+pub mod schedule;
+pub mod trainer;
+
+pub use config::{ModelConfig, Protocol, RunConfig, TrainConfig};
+pub use error::TrainError;
+pub use result::RunResult;
+pub use trainer::{Options, Outcome, train};

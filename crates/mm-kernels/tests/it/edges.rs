@@ -233,3 +233,21 @@ fn a_query_without_a_key_receives_zero_and_passes_no_gradient() -> Result<()> {
     );
     Ok(())
 }
+
+#[test]
+fn two_runs_give_the_same_bits() -> Result<()> {
+    let run = || -> Result<Vec<f64>> {
+        // Large enough for the matrix products to use more than one thread.
+        let x = normal(&[128, 300], 1)?.to_dtype(DType::F32)?;
+        let w = Var::from_tensor(&normal(&[200, 300], 2)?.to_dtype(DType::F32)?)?;
+        let y = layer_norm(&relu(&linear(&x, &w, None)?)?, None, None, 1e-5)?;
+        let labels: Vec<u32> = (0..128).collect();
+        let loss = cross_entropy(&dropout(&y, 0.2, StepRng::new(1))?, &labels, None)?;
+        values(loss.backward()?.get(w.as_tensor()).expect("a gradient"))
+    };
+    let first = run()?;
+    for _ in 0..5 {
+        assert_eq!(run()?, first);
+    }
+    Ok(())
+}

@@ -1,9 +1,10 @@
 //! Central differences in f64 over random shapes and layouts, and f32 against f64.
 
-use crate::{assert_close, normal};
+use crate::{assert_within, largest, normal};
 use candle_core::{DType, Result, Tensor};
 use mm_kernels::{StepRng, gradcheck};
 use proptest::prelude::*;
+use proptest::test_runner::RngSeed;
 
 /// The ways an argument can lie in memory: contiguous, a transposed view, a narrowed view with a start offset.
 #[derive(Debug, Clone, Copy)]
@@ -76,11 +77,24 @@ fn check(f: impl Fn(&[Tensor]) -> Result<Tensor>, lies: Lies, shapes: &[&[usize]
         .iter()
         .map(|x| x.to_dtype(DType::F64))
         .collect::<Result<Vec<_>>>()?;
-    assert_close("f32 against f64", &viewed(&narrow)?, &viewed(&wide)?, 1e-5)
+    let (got, expected) = (viewed(&narrow)?, viewed(&wide)?);
+    // The terms of a sum are near one even where the sum is near zero.
+    assert_within(
+        "f32 against f64",
+        &got,
+        &expected,
+        1e-5 * largest(&expected)?.max(1.0),
+    )
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
+    // A fixed seed, so that a run repeats; PROPTEST_RNG_SEED and PROPTEST_CASES look further.
+    #![proptest_config(ProptestConfig {
+        cases: 24,
+        rng_seed: RngSeed::Fixed(20_240_607),
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
 
     #[test]
     fn linear((shape, lies, seed) in input(), out in 1usize..6) {

@@ -20,15 +20,23 @@ fn values(x: &Tensor) -> Result<Vec<f64>> {
     x.detach().to_dtype(DType::F64)?.flatten_all()?.to_vec1()
 }
 
+fn largest(x: &Tensor) -> Result<f64> {
+    Ok(values(x)?.iter().fold(0.0, |a, b| a.max(b.abs())))
+}
+
 /// Fails where an element differs by more than `tol` times the largest expected value.
 #[track_caller]
 fn assert_close(what: &str, got: &Tensor, expected: &Tensor, tol: f64) -> Result<()> {
+    assert_within(what, got, expected, tol * largest(expected)?)
+}
+
+/// Fails where an element differs by more than `allowed`.
+#[track_caller]
+fn assert_within(what: &str, got: &Tensor, expected: &Tensor, allowed: f64) -> Result<()> {
     assert_eq!(got.shape(), expected.shape(), "{what}: shape");
-    let (got, expected) = (values(got)?, values(expected)?);
-    let scale = expected.iter().fold(0.0f64, |a, b| a.max(b.abs()));
-    for (i, (g, e)) in got.iter().zip(&expected).enumerate() {
+    for (i, (g, e)) in values(got)?.iter().zip(values(expected)?).enumerate() {
         assert!(
-            (g - e).abs() <= tol * scale,
+            (g - e).abs() <= allowed,
             "{what}: element {i} is {g:e}, expected {e:e}"
         );
     }

@@ -250,7 +250,7 @@ fn moments(x: &[f64], d: usize) -> (Vec<f64>, Vec<f64>) {
         let variance = sum / n;
         // The variance that rounding alone gives a constant column: dividing by it would turn noise into a feature.
         let rounding = (n * mean * f64::EPSILON).powi(2) + n * f64::EPSILON * variance;
-        if variance <= rounding {
+        if variance.is_finite() && variance <= rounding {
             1.0
         } else {
             variance.sqrt()

@@ -1,0 +1,12 @@
+//! Values and gradients against the released codes' own (`tests/golden`, or the directory in `MM_GOLDEN_DIR`).
+//!
+//! f64 within 1e-9 of the tensor's largest entry, 1e-6 where the original goes through f32 numbers, 1e-5 for products with
+//! second derivatives, which are finite differences here; f32 within 2e-5. Shapes and settings come from the file; the
+//! numbers below that do not are the ones that its documentation fixes for every such file.
+
+mod baselines;
+mod lfm;
+mod mlb;
+mod multimodal_loss;
+mod ogm;
+mod opm;

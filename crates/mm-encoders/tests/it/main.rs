@@ -1,0 +1,6 @@
+//! Every encoder against finite differences, its equations and its configuration.
+
+#![allow(clippy::unwrap_used)] // a test that unwraps an error has failed as it should
+
+mod config;
+mod mlp;

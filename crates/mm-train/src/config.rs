@@ -1,0 +1,384 @@
+//! The configuration of a run: one TOML file.
+//!
+//! ```toml
+//! name = "example"                     # default "run"
+//! seed = 0                             # of initialisation, batch order, dropout and methods
+//! [data]                               # see mm_data::DataConfig
+//! kind = "synthetic"
+//! [model]
+//! encoder = { kind = "mlp" }           # for every modality
+//! encoders.audio = { kind = "mlp" }    # for one of them
+//! fusion = { kind = "late-linear" }
+//! [method]                             # see `mm methods`
+//! kind = "mlb"                         # or a composition, "opm+ogm", with settings in [method.opm], [method.ogm]
+//! [optim]                              # see optim::OptimConfig
+//! [schedule]                           # see schedule::ScheduleConfig
+//! [train]                              # see TrainConfig
+//! ```
+
+use crate::optim::OptimConfig;
+use crate::parse::{refuse_rest, section, take_table};
+use crate::schedule::ScheduleConfig;
+use mm_balance::{MethodConfig, Needs, catalogue};
+use mm_core::{Checked, ConfigError, Modalities};
+use mm_data::DataConfig;
+use mm_encoders::EncoderConfig;
+use mm_fusion::FusionConfig;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+use toml::{Table, Value};
+
+/// Encoders and fusion.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelConfig {
+    /// The encoder of every modality that has none of its own.
+    pub encoder: EncoderConfig,
+    /// Encoders of single modalities.
+    pub encoders: BTreeMap<String, EncoderConfig>,
+    /// The fusion.
+    pub fusion: FusionConfig,
+}
+
+impl ModelConfig {
+    /// The encoder of a modality.
+    pub fn encoder(&self, modality: &str) -> &EncoderConfig {
+        self.encoders.get(modality).unwrap_or(&self.encoder)
+    }
+}
+
+/// How the epoch to report is chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Protocol {
+    /// By the validation part; the test part is evaluated once, at the end.
+    #[default]
+    ValidationSelect,
+    /// By the *test* part, as the OGM family of papers does. Its numbers are too high by construction, and every
+    /// result says so.
+    OgmTestSelect,
+}
+
+impl Protocol {
+    /// Its name in files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::ValidationSelect => "validation-select",
+            Self::OgmTestSelect => "ogm-test-select",
+        }
+    }
+}
+
+/// What makes an epoch better than another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Select {
+    /// Higher accuracy; the earlier one of equals.
+    #[default]
+    Accuracy,
+    /// Lower cross-entropy.
+    Loss,
+}
+
+/// Element type of parameters and activations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// 32 bits.
+    #[default]
+    F32,
+    /// 64 bits.
+    F64,
+}
+
+/// The training loop.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TrainConfig {
+    /// Epochs at most; at least 1.
+    pub epochs: usize,
+    /// Rows per step; at least 1.
+    pub batch_size: usize,
+    /// Epochs without improvement after which training stops; never where not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub patience: Option<usize>,
+    /// How the epoch to report is chosen.
+    pub protocol: Protocol,
+    /// By which number.
+    pub select: Select,
+    /// Largest global gradient norm.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clip_norm: Option<f64>,
+    /// `cpu`, `cuda`, `cuda:N` or `metal`.
+    pub device: String,
+    /// `f32` or `f64`.
+    pub precision: Precision,
+    /// Seconds between checkpoints, at most.
+    pub checkpoint_seconds: f64,
+    /// Steps between checkpoints; only by time where not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub checkpoint_steps: Option<usize>,
+    /// Training rows that linear probes learn from, at most.
+    pub probe_rows: usize,
+}
+
+impl Default for TrainConfig {
+    fn default() -> Self {
+        Self {
+            epochs: 40,
+            batch_size: 64,
+            patience: None,
+            protocol: Protocol::ValidationSelect,
+            select: Select::Accuracy,
+            clip_norm: None,
+            device: "cpu".into(),
+            precision: Precision::F32,
+            checkpoint_seconds: 30.0,
+            checkpoint_steps: None,
+            probe_rows: 5000,
+        }
+    }
+}
+
+impl TrainConfig {
+    fn check(&self) -> Checked<()> {
+        ConfigError::check_range("epochs", self.epochs as f64, 1.0, 1e9)?;
+        ConfigError::check_range("batch_size", self.batch_size as f64, 1.0, 1e9)?;
+        if let Some(norm) = self.clip_norm {
+            ConfigError::check_range("clip_norm", norm, f64::MIN_POSITIVE, f64::MAX)?;
+        }
+        if self.patience == Some(0) {
+            return Err(ConfigError::new("patience", 0, "must be at least 1; leave it out to never stop early"));
+        }
+        ConfigError::check_range("checkpoint_seconds", self.checkpoint_seconds, 0.0, f64::MAX)?;
+        if self.checkpoint_steps == Some(0) {
+            return Err(ConfigError::new("checkpoint_steps", 0, "must be at least 1; leave it out to save by time"));
+        }
+        ConfigError::check_range("probe_rows", self.probe_rows as f64, 2.0, 1e12)
+    }
+}
+
+/// A whole run.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RunConfig {
+    /// What it is called.
+    pub name: String,
+    /// Seed of everything random but the data.
+    pub seed: u64,
+    /// The data.
+    pub data: DataConfig,
+    /// The model.
+    pub model: ModelConfig,
+    /// The balancing methods, applied left to right; at least one.
+    pub method: Vec<MethodConfig>,
+    /// The optimiser.
+    pub optim: OptimConfig,
+    /// The learning-rate schedule.
+    pub schedule: ScheduleConfig,
+    /// The loop.
+    pub train: TrainConfig,
+}
+
+const KEYS: [&str; 8] = ["name", "seed", "data", "model", "method", "optim", "schedule", "train"];
+
+impl RunConfig {
+    /// Reads a file's text with `--set` assignments on top. Unknown keys, wrong types and values out of range are
+    /// refused; no data is read.
+    pub fn parse(text: &str, sets: &[String]) -> Checked<Self> {
+        let mut table: Table = text.parse().map_err(|e: toml::de::Error| {
+            ConfigError::new("configuration", format!("{:?}", e.message()), "is not valid TOML; fix the syntax there")
+        })?;
+        for assignment in sets {
+            crate::parse::set(&mut table, assignment)?;
+        }
+        Self::from_table(table)
+    }
+
+    /// Reads a table.
+    pub fn from_table(mut table: Table) -> Checked<Self> {
+        let name = match table.remove("name") {
+            None => "run".to_owned(),
+            Some(Value::String(name)) => name,
+            Some(other) => return Err(ConfigError::new("name", other, "must be a string")),
+        };
+        let seed = match table.remove("seed") {
+            None => 0,
+            Some(Value::Integer(seed)) if seed >= 0 => seed as u64,
+            Some(other) => return Err(ConfigError::new("seed", other, "must be an integer of at least 0")),
+        };
+        let mut data = take_table(&mut table, "data", "data")?;
+        data.entry("kind").or_insert_with(|| Value::from("synthetic"));
+        let data = section::<DataConfig>(data, "data")?;
+        let model = parse_model(take_table(&mut table, "model", "model")?)?;
+        let method = parse_methods(take_table(&mut table, "method", "method")?)?;
+        let optim = OptimConfig::from_table(take_table(&mut table, "optim", "optim")?)?;
+        let mut schedule = take_table(&mut table, "schedule", "schedule")?;
+        schedule.entry("kind").or_insert_with(|| Value::from("constant"));
+        let schedule = section::<ScheduleConfig>(schedule, "schedule")?;
+        let train = section::<TrainConfig>(take_table(&mut table, "train", "train")?, "train")?;
+        refuse_rest(&table, "", &KEYS)?;
+        let mut config = Self { name, seed, data, model, method, optim, schedule, train };
+        if let [MethodConfig::Unimodal(unimodal)] = config.method.as_slice() {
+            config.data.set_modalities(Some(vec![unimodal.modality.clone()]));
+            config.model.fusion = FusionConfig::default();
+        }
+        config.check_values()?;
+        Ok(config)
+    }
+
+    fn check_values(&self) -> Checked<()> {
+        self.data.check()?;
+        self.optim.check().map_err(|e| e.within("optim"))?;
+        self.schedule.check().map_err(|e| e.within("schedule"))?;
+        self.train.check().map_err(|e| e.within("train"))?;
+        if self.name.is_empty() || self.name.contains(['/', '\\', '\0']) || self.name.starts_with('.') {
+            let rule = "becomes a folder's name: not empty, no slash, no leading dot";
+            return Err(ConfigError::new("name", format!("{:?}", self.name), rule));
+        }
+        if self.method.iter().filter(|m| m.decides()).count() > 1 {
+            let rule = "two methods that bring their own decision rule cannot be composed";
+            return Err(ConfigError::new("method.kind", self.method_name(), rule));
+        }
+        Ok(())
+    }
+
+    /// Checks that encoders, fusion and methods fit the modalities of the data; says what the methods need.
+    pub fn check_model(&self, modalities: &Modalities) -> Checked<Needs> {
+        for name in self.model.encoders.keys() {
+            modalities.require(&format!("model.encoders.{name}"), name)?;
+        }
+        for m in modalities.iter() {
+            self.model.encoder(modalities.name(m)).check()?;
+        }
+        self.model.fusion.check(modalities)?;
+        let mut needs = Needs::default();
+        for method in &self.method {
+            if matches!(method, MethodConfig::Unimodal(_)) && self.method.len() > 1 {
+                return Err(ConfigError::new("method.kind", self.method_name(), "`unimodal` stands alone"));
+            }
+            let one = method.check(modalities.len()).map_err(|e| e.within("method"))?;
+            needs = Needs {
+                heads: needs.heads || one.heads,
+                fusion: needs.fusion && one.fusion,
+                held_out: needs.held_out.max(one.held_out),
+                equal_widths: needs.equal_widths || one.equal_widths,
+                modalities: needs.modalities.max(one.modalities),
+            };
+        }
+        if needs.equal_widths {
+            let width = |m| self.model.encoder(modalities.name(m)).dim();
+            let widths: Vec<usize> = modalities.iter().map(width).collect();
+            if widths.iter().any(|&w| w != widths[0]) {
+                let rule = "info-nce compares features: give all encoders the same `dim`, or set method.matching = \
+                            \"alignment\"";
+                return Err(ConfigError::new("model.encoders", format!("widths {widths:?}"), rule));
+            }
+        }
+        Ok(needs)
+    }
+
+    /// The method's name; a composition joins its parts with `+`.
+    pub fn method_name(&self) -> String {
+        self.method.iter().map(MethodConfig::name).collect::<Vec<_>>().join("+")
+    }
+
+    /// The complete configuration, defaults included, as TOML that parses back to itself.
+    pub fn to_toml(&self) -> Checked<String> {
+        fn value(x: &impl Serialize) -> Checked<Value> {
+            Value::try_from(x).map_err(|e| ConfigError::new("configuration", e, "cannot be written as TOML"))
+        }
+        let mut model = Table::new();
+        model.insert("encoder".into(), value(&self.model.encoder)?);
+        if !self.model.encoders.is_empty() {
+            model.insert("encoders".into(), value(&self.model.encoders)?);
+        }
+        model.insert("fusion".into(), value(&self.model.fusion)?);
+        let method = match self.method.as_slice() {
+            [one] => value(one)?,
+            many => {
+                let mut table = Table::new();
+                table.insert("kind".into(), self.method_name().into());
+                for part in many {
+                    let mut settings = value(part)?;
+                    if let Some(t) = settings.as_table_mut() {
+                        t.remove("kind");
+                    }
+                    table.insert(part.name().into(), settings);
+                }
+                Value::Table(table)
+            }
+        };
+        let mut table = Table::new();
+        table.insert("name".into(), self.name.clone().into());
+        table.insert("seed".into(), Value::Integer(self.seed as i64));
+        table.insert("data".into(), value(&self.data)?);
+        table.insert("model".into(), Value::Table(model));
+        table.insert("method".into(), method);
+        table.insert("optim".into(), value(&self.optim)?);
+        table.insert("schedule".into(), value(&self.schedule)?);
+        table.insert("train".into(), value(&self.train)?);
+        toml::to_string(&table).map_err(|e| ConfigError::new("configuration", e, "cannot be written as TOML"))
+    }
+
+    /// The first eight hex digits of the SHA-256 of [`RunConfig::to_toml`].
+    pub fn hash8(&self) -> Checked<String> {
+        let digest = Sha256::digest(self.to_toml()?.as_bytes());
+        Ok(digest.iter().take(4).map(|b| format!("{b:02x}")).collect())
+    }
+}
+
+fn parse_model(mut table: Table) -> Checked<ModelConfig> {
+    fn with_kind(mut table: Table, kind: &str) -> Table {
+        table.entry("kind").or_insert_with(|| Value::from(kind));
+        table
+    }
+    let encoder = with_kind(take_table(&mut table, "encoder", "model.encoder")?, "mlp");
+    let fusion = with_kind(take_table(&mut table, "fusion", "model.fusion")?, "late-linear");
+    let mut encoders = BTreeMap::new();
+    for (name, value) in take_table(&mut table, "encoders", "model.encoders")? {
+        let path = format!("model.encoders.{name}");
+        let Value::Table(inner) = value else {
+            return Err(ConfigError::new(path, value, "must be a table with the encoder's settings"));
+        };
+        encoders.insert(name, section::<EncoderConfig>(with_kind(inner, "mlp"), &path)?);
+    }
+    refuse_rest(&table, "model", &["encoder", "encoders", "fusion"])?;
+    Ok(ModelConfig {
+        encoder: section(encoder, "model.encoder")?,
+        encoders,
+        fusion: section(fusion, "model.fusion")?,
+    })
+}
+
+fn parse_methods(mut table: Table) -> Checked<Vec<MethodConfig>> {
+    let kind = match table.remove("kind") {
+        None => "joint".to_owned(),
+        Some(Value::String(kind)) => kind,
+        Some(other) => return Err(ConfigError::new("method.kind", other, "must be a string")),
+    };
+    let names: Vec<&str> = kind.split('+').map(str::trim).collect();
+    let known: Vec<&str> = catalogue().iter().map(|e| e.name).collect();
+    for name in &names {
+        if *name == "ensemble" {
+            let rule = "an ensemble is made of finished unimodal runs: `mm ensemble RUN RUN --out DIR`";
+            return Err(ConfigError::new("method.kind", "\"ensemble\"", rule));
+        }
+        if !known.contains(name) {
+            return Err(ConfigError::unknown("method.kind", name, &known));
+        }
+    }
+    let with_kind = |mut settings: Table, name: &str| {
+        settings.insert("kind".into(), Value::from(name));
+        settings
+    };
+    if let [name] = names.as_slice() {
+        return Ok(vec![section(with_kind(table, name), "method")?]);
+    }
+    let mut parts = Vec::new();
+    for name in &names {
+        let path = format!("method.{name}");
+        parts.push(section(with_kind(take_table(&mut table, name, &path)?, name), &path)?);
+    }
+    refuse_rest(&table, "method", &names)?;
+    Ok(parts)
+}

@@ -1,0 +1,270 @@
+//! An experiment as its file `experiments/<name>.toml` describes it.
+
+use super::methods::{FUSIONS, METHODS};
+use super::settings;
+use crate::suggest::choose;
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use toml::Table;
+
+/// What to run, on which data, and how to read the result.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Experiment {
+    /// The file's stem.
+    #[serde(skip)]
+    pub(crate) name: String,
+    /// One line.
+    pub(crate) title: String,
+    /// What the data are and what they are not; printed above the table.
+    pub(crate) note: String,
+    /// How parts are split, models selected and tested.
+    pub(crate) protocol: String,
+    /// What the confidence intervals do not cover.
+    pub(crate) interval_note: String,
+    /// Number of seeds: 0, 1, …
+    pub(crate) seeds: u64,
+    /// Settings that take the seed.
+    #[serde(default = "seeded")]
+    pub(crate) seeded: Vec<String>,
+    /// Fusions unless `--fusion` says otherwise.
+    pub(crate) fusions: Vec<String>,
+    /// The modalities, in order.
+    pub(crate) modalities: Vec<String>,
+    /// Modalities that are not trained alone, with the reason.
+    #[serde(default)]
+    pub(crate) not_alone: BTreeMap<String, String>,
+    /// Files that the data folder must have.
+    #[serde(default)]
+    pub(crate) requires: Option<Requires>,
+    /// Splits; none means one, that of the base configuration.
+    #[serde(default)]
+    pub(crate) folds: Vec<Fold>,
+    /// The configuration that all runs share.
+    pub(crate) base: Table,
+    /// What differs by method.
+    #[serde(default)]
+    pub(crate) methods: BTreeMap<String, MethodSettings>,
+    /// Numbers to compare with.
+    #[serde(default)]
+    pub(crate) reference: Vec<Reference>,
+}
+
+/// The data that an experiment needs.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Requires {
+    /// Paths inside the data folder.
+    pub(crate) files: Vec<PathBuf>,
+    /// Where the data come from.
+    pub(crate) source: String,
+    /// What the files must hold.
+    pub(crate) layout: String,
+}
+
+/// One split.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Fold {
+    /// Short name, for `--folds` and in the names of runs.
+    pub(crate) name: String,
+    /// Settings laid over the base configuration.
+    pub(crate) set: Table,
+}
+
+/// What a method sets differently.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct MethodSettings {
+    /// Why.
+    #[serde(default)]
+    pub(crate) note: Option<String>,
+    /// Settings laid over the base configuration; only `method` and `optim`, for the budget is the same for all.
+    #[serde(default)]
+    pub(crate) set: Table,
+}
+
+/// A number from elsewhere.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Reference {
+    /// What it is the number of.
+    pub(crate) label: String,
+    /// As its source prints it.
+    pub(crate) value: String,
+    /// Where it is from, and how far it compares.
+    pub(crate) source: String,
+}
+
+fn seeded() -> Vec<String> {
+    vec!["seed".to_owned()]
+}
+
+/// Names of all experiments in a folder, the default first.
+pub(crate) fn names(folder: &Path) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in folder
+        .read_dir()
+        .with_context(|| format!("cannot list {}", folder.display()))?
+    {
+        let path = entry?.path();
+        if let (Some("toml"), Some(stem)) = (path.extension().and_then(|e| e.to_str()), path.file_stem()) {
+            names.push(stem.to_string_lossy().into_owned());
+        }
+    }
+    names.sort_by_key(|name| (name != DEFAULT, name.clone()));
+    Ok(names)
+}
+
+/// The experiment that runs when none is named: it needs no data.
+pub(crate) const DEFAULT: &str = "synthetic";
+
+impl Experiment {
+    /// Reads and checks `<folder>/<name>.toml`.
+    pub(crate) fn load(folder: &Path, name: &str) -> Result<Self> {
+        let names = names(folder)?;
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let name = choose("experiment", name, &names)?;
+        let path = folder.join(format!("{name}.toml"));
+        let text =
+            std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        Self::parse(name, &text).with_context(|| format!("in {}", path.display()))
+    }
+
+    /// Reads and checks the text of an experiment.
+    pub(crate) fn parse(name: &str, text: &str) -> Result<Self> {
+        let mut experiment: Self = toml::from_str(text)?;
+        name.clone_into(&mut experiment.name);
+        experiment.check()?;
+        Ok(experiment)
+    }
+
+    fn check(&self) -> Result<()> {
+        if self.seeds == 0 || self.fusions.is_empty() || self.modalities.is_empty() {
+            bail!("`seeds`, `fusions` and `modalities` must not be empty");
+        }
+        for fusion in &self.fusions {
+            choose("fusion", fusion, &FUSIONS)?;
+        }
+        let modalities: Vec<&str> = self.modalities.iter().map(String::as_str).collect();
+        for modality in self.not_alone.keys() {
+            choose("modality", modality, &modalities)?;
+        }
+        for (method, settings) in &self.methods {
+            choose("method", method, &METHODS)?;
+            if let Some(key) = settings
+                .set
+                .keys()
+                .find(|key| !matches!(key.as_str(), "method" | "optim"))
+            {
+                bail!("methods.{method} sets `{key}`: all methods share data, model and budget");
+            }
+        }
+        let mut folds: Vec<&str> = self.fold_names();
+        folds.sort_unstable();
+        folds.dedup();
+        if folds.len() != self.folds.len() {
+            bail!("two folds have the same name");
+        }
+        let plain = |name: &str| {
+            name.chars()
+                .all(|c| c.is_ascii_alphanumeric() || "-_".contains(c))
+        };
+        if let Some(name) = folds
+            .iter()
+            .find(|name| !plain(name) || name.parse::<u64>().is_ok())
+        {
+            bail!("fold name `{name}`: use letters, digits, - and _, and not a bare number");
+        }
+        for key in &self.seeded {
+            settings::get(&self.base, key)
+                .filter(|value| value.is_integer())
+                .with_context(|| format!("`seeded` names `{key}`, which base does not have as an integer"))?;
+        }
+        Ok(())
+    }
+
+    /// The names of the folds, in order.
+    pub(crate) fn fold_names(&self) -> Vec<&str> {
+        self.folds.iter().map(|fold| fold.name.as_str()).collect()
+    }
+
+    /// The modalities that are trained alone.
+    pub(crate) fn alone(&self) -> Vec<&str> {
+        self.modalities
+            .iter()
+            .filter(|name| !self.not_alone.contains_key(*name))
+            .map(String::as_str)
+            .collect()
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// Two modalities, two folds, two seeds.
+    pub(crate) const SMALL: &str = r#"
+        title = "Small"
+        note = "Made up."
+        protocol = "validation-select"
+        interval_note = "Folds share training rows."
+        seeds = 2
+        fusions = ["late-linear"]
+        modalities = ["a", "b"]
+        [requires]
+        files = ["small.safetensors"]
+        source = "nowhere"
+        layout = "x_a, x_b, y"
+        [[folds]]
+        name = "fold1"
+        set = { data.split = { train = "one" } }
+        [[folds]]
+        name = "fold2"
+        set = { data.split = { train = "two" } }
+        [base]
+        seed = 0
+        data = { kind = "features", path = "{data}/small.safetensors", split = { train = "none", val = "v" } }
+        model.fusion = { kind = "late-linear" }
+        train.epochs = 3
+        [methods.mlb]
+        set.method.alpha = 0.8
+        [[reference]]
+        label = "majority"
+        value = "50.0"
+        source = "counted"
+    "#;
+
+    #[test]
+    fn reads_an_experiment() {
+        let small = Experiment::parse("small", SMALL).expect("valid");
+        assert_eq!(small.fold_names(), ["fold1", "fold2"]);
+        assert_eq!(small.alone(), ["a", "b"]);
+        assert_eq!(small.seeded, ["seed"]);
+    }
+
+    #[test]
+    fn refuses_what_would_be_unfair_or_unclear() {
+        let refused = |from: &str, to: &str, says: &str| {
+            let error = Experiment::parse("small", &SMALL.replace(from, to)).expect_err(to);
+            assert!(format!("{error:#}").contains(says), "{error:#}");
+        };
+        refused(
+            "set.method.alpha = 0.8",
+            "set.train.epochs = 9",
+            "all methods share data, model and budget",
+        );
+        refused("methods.mlb", "methods.mbl", "did you mean `mlb`?");
+        refused("fold2", "fold1", "two folds have the same name");
+        refused("\"fold2\"", "\"2\"", "not a bare number");
+        refused(
+            "[\"late-linear\"]",
+            "[\"late-liner\"]",
+            "did you mean `late-linear`?",
+        );
+        refused("seed = 0\n", "", "`seeded` names `seed`");
+        refused("seeds = 2", "seeds = 2\nsede = 1", "unknown field `sede`");
+    }
+}

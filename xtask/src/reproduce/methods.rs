@@ -1,0 +1,40 @@
+//! Names that the command line and the experiment files may use.
+
+/// The methods in the order of the table: baselines first.
+pub(crate) const METHODS: [&str; 13] = [
+    UNIMODAL,
+    ENSEMBLE,
+    JOINT,
+    "multi-loss",
+    "mlb",
+    "ogm",
+    "ogm-ge",
+    "opm",
+    "opm+ogm",
+    "lfm-heuristic",
+    "lfm-learned",
+    "multimodal-loss",
+    "sum-ce",
+];
+
+/// One modality trained alone.
+pub(crate) const UNIMODAL: &str = "unimodal";
+/// The average of the unimodal models.
+pub(crate) const ENSEMBLE: &str = "ensemble";
+/// What every method is compared with.
+pub(crate) const JOINT: &str = "joint";
+/// Methods that balance nothing; they never count as the best method.
+pub(crate) const BASELINES: [&str; 4] = [UNIMODAL, ENSEMBLE, JOINT, "multi-loss"];
+
+/// The fusions.
+pub(crate) const FUSIONS: [&str; 7] = [
+    "late-linear",
+    "concat",
+    "sum",
+    "mid-mlp",
+    "film",
+    "gated",
+    "transformer",
+];
+/// The fusion of unimodal runs: with one modality it is a plain linear head.
+pub(crate) const LINEAR_HEAD: &str = "late-linear";

@@ -1,0 +1,141 @@
+//! The program `mm`: building it and calling it.
+
+use super::plan::Run;
+use crate::workspace::{cargo, root, shown};
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// Where things lie in the output folder.
+#[derive(Debug, Clone)]
+pub(crate) struct Layout {
+    out: PathBuf,
+}
+
+impl Layout {
+    /// Everything below `out`.
+    pub(crate) fn new(out: PathBuf) -> Self {
+        Self { out }
+    }
+
+    /// The output folder.
+    pub(crate) fn out(&self) -> &Path {
+        &self.out
+    }
+
+    /// A run's folder relative to the output folder, with `/` on every system.
+    pub(crate) fn relative(run: &Run) -> String {
+        format!("runs/{}", run.id)
+    }
+
+    /// A run's folder.
+    pub(crate) fn folder(&self, run: &Run) -> PathBuf {
+        self.out.join("runs").join(&run.id)
+    }
+
+    /// A run's configuration.
+    pub(crate) fn config(&self, run: &Run) -> PathBuf {
+        self.out.join("configs").join(format!("{}.toml", run.id))
+    }
+
+    /// What a run printed.
+    pub(crate) fn log(&self, run: &Run) -> PathBuf {
+        self.out.join("logs").join(format!("{}.log", run.id))
+    }
+}
+
+/// The path of `mm`: `MM_BIN` if that is set, else it is built in release mode.
+pub(crate) fn program(device: Option<&str>) -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os("MM_BIN") {
+        let path = std::path::absolute(PathBuf::from(path))?;
+        if !path.is_file() {
+            bail!("MM_BIN names {}, which is not a file", path.display());
+        }
+        return Ok(path);
+    }
+    build(device)
+}
+
+fn build(device: Option<&str>) -> Result<PathBuf> {
+    let mut command = cargo(&["build", "--release", "-p", "mm-cli"]);
+    if let Some(feature) = device.and_then(|device| device.split(':').next())
+        && has_feature(feature)?
+    {
+        command.args(["--features", feature]);
+    }
+    let typed = shown(&command);
+    eprintln!("$ {typed}");
+    command
+        .arg("--message-format=json-render-diagnostics")
+        .stderr(Stdio::inherit());
+    let output = command
+        .output()
+        .with_context(|| format!("cannot start `{typed}`"))?;
+    if !output.status.success() {
+        bail!("`{typed}` failed ({})", output.status);
+    }
+    executable(&String::from_utf8_lossy(&output.stdout))
+        .with_context(|| format!("`{typed}` made no program called mm"))
+}
+
+/// The path of the program `mm` in cargo's messages.
+fn executable(messages: &str) -> Option<PathBuf> {
+    let paths = messages.lines().filter_map(|line| {
+        let message: Value = serde_json::from_str(line).ok()?;
+        let path = message["executable"].as_str()?;
+        (message["target"]["name"] == "mm").then(|| PathBuf::from(path))
+    });
+    paths.last()
+}
+
+fn has_feature(name: &str) -> Result<bool> {
+    let path = root().join("crates/mm-cli/Cargo.toml");
+    let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let manifest: toml::Table = toml::from_str(&text).with_context(|| format!("in {}", path.display()))?;
+    Ok(manifest
+        .get("features")
+        .and_then(|features| features.get(name))
+        .is_some())
+}
+
+/// The call of `mm` for a run; its output goes to the run's log.
+pub(crate) fn command(
+    program: &Path,
+    layout: &Layout,
+    runs: &[Run],
+    run: &Run,
+    threads: usize,
+) -> Result<Command> {
+    let mut command = Command::new(program);
+    if run.is_ensemble() {
+        command
+            .arg("ensemble")
+            .args(run.members.iter().map(|&member| layout.folder(&runs[member])));
+    } else {
+        command
+            .arg("train")
+            .arg(layout.config(run))
+            .args(["--resume", "--quiet"]);
+    }
+    command.arg("--out").arg(layout.folder(run));
+    let log = std::fs::File::create(layout.log(run))?;
+    command.env("RAYON_NUM_THREADS", threads.to_string());
+    command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+    Ok(command)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_the_program_in_the_messages() {
+        let messages = r#"{"reason":"compiler-artifact","target":{"name":"mm_core"},"executable":null}
+not json
+{"reason":"compiler-artifact","target":{"name":"mm"},"executable":"/t/release/mm"}
+{"reason":"build-finished","success":true}"#;
+        assert_eq!(executable(messages), Some(PathBuf::from("/t/release/mm")));
+        assert_eq!(executable(""), None);
+    }
+}

@@ -1,0 +1,412 @@
+//! Numbers over runs: means, spreads, and differences from joint training.
+
+use super::methods::{JOINT, UNIMODAL};
+use super::plan::{Run, Variant};
+use super::record::Record;
+use anyhow::Result;
+use mm_metrics::{mean_std, paired_difference};
+use serde::Serialize;
+use std::collections::BTreeMap;
+
+/// The confidence of the intervals.
+pub(crate) const CONFIDENCE: f64 = 0.95;
+/// What `std` means, in words.
+pub(crate) const STD: &str = "sample standard deviation (n - 1)";
+/// The ways to measure one modality inside a model, as `result.json` names them.
+const WAYS: [&str; 4] = ["probe", "head", "split", "masked"];
+
+/// How a run ended.
+pub(crate) type Outcome = std::result::Result<Record, String>;
+
+/// A mean over runs.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub(crate) struct Stat {
+    /// The mean.
+    pub(crate) mean: f64,
+    /// The sample standard deviation; none for a single run.
+    pub(crate) std: Option<f64>,
+    /// The number of runs.
+    pub(crate) n: usize,
+}
+
+/// A mean difference over pairs of runs with the same seed and fold.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub(crate) struct Difference {
+    /// The mean difference.
+    pub(crate) mean: f64,
+    /// The lower end of the interval; none for a single pair.
+    pub(crate) low: Option<f64>,
+    /// The upper end of the interval; none for a single pair.
+    pub(crate) high: Option<f64>,
+    /// The number of pairs.
+    pub(crate) n: usize,
+    /// The confidence of the interval.
+    pub(crate) confidence: f64,
+}
+
+/// The accuracy of one modality inside a model, measured in four ways.
+pub(crate) type Ways = BTreeMap<&'static str, Option<Stat>>;
+
+/// One row of the table.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Row {
+    /// The method.
+    pub(crate) method: &'static str,
+    /// The modality of a unimodal row.
+    pub(crate) modality: Option<String>,
+    /// The fusion, where something is fused.
+    pub(crate) fusion: Option<String>,
+    /// The encoder's kind.
+    pub(crate) encoder: Option<String>,
+    /// Test accuracy.
+    pub(crate) accuracy: Option<Stat>,
+    /// Test macro F1.
+    pub(crate) macro_f1: Option<Stat>,
+    /// Test expected calibration error.
+    pub(crate) ece: Option<Stat>,
+    /// The other test metrics.
+    pub(crate) other: BTreeMap<String, Stat>,
+    /// Validation accuracy, by which models are selected.
+    pub(crate) val_accuracy: Option<Stat>,
+    /// Each modality inside this model.
+    pub(crate) unimodal: BTreeMap<String, Ways>,
+    /// Each modality trained alone: its own accuracy and the same probe.
+    pub(crate) unimodal_separate: BTreeMap<String, Ways>,
+    /// Distance of the modalities' centroids.
+    pub(crate) modality_gap: BTreeMap<String, Stat>,
+    /// Contribution of each modality.
+    pub(crate) shapley: BTreeMap<String, Stat>,
+    /// Test accuracy minus that of joint training.
+    pub(crate) difference_from_joint: Option<Difference>,
+    /// Mean seconds of a run: `train`, `total`.
+    pub(crate) seconds: BTreeMap<String, Stat>,
+    /// Folders of the runs, relative to the output folder.
+    pub(crate) runs: Vec<String>,
+    /// How many of them failed.
+    pub(crate) failed: usize,
+}
+
+impl Stat {
+    /// Over these values; none if there are none. Values that are not finite are an error.
+    pub(crate) fn of(values: &[f64]) -> Result<Option<Self>> {
+        if values.is_empty() {
+            return Ok(None);
+        }
+        let summary = mean_std(values)?;
+        Ok(Some(Self {
+            mean: summary.mean,
+            std: summary.sample,
+            n: summary.n,
+        }))
+    }
+}
+
+impl Difference {
+    /// Whether the whole interval lies above (1) or below (-1) zero, or neither (0).
+    pub(crate) fn side(&self) -> i8 {
+        match (self.low, self.high) {
+            (Some(low), _) if low > 0.0 => 1,
+            (_, Some(high)) if high < 0.0 => -1,
+            _ => 0,
+        }
+    }
+}
+
+impl Row {
+    /// As in the first column.
+    pub(crate) fn variant(&self) -> Variant {
+        Variant {
+            method: self.method,
+            modality: self.modality.clone(),
+            fusion: self.fusion.clone(),
+        }
+    }
+}
+
+/// The rows of the table, in the order of `variants`.
+pub(crate) fn rows(
+    variants: &[Variant],
+    runs: &[Run],
+    outcomes: &[Outcome],
+    relative: impl Fn(&Run) -> String,
+) -> Result<Vec<Row>> {
+    let separate = separate(runs, outcomes)?;
+    let first_fusion = variants
+        .iter()
+        .find(|v| v.method == JOINT)
+        .and_then(|v| v.fusion.clone());
+    variants
+        .iter()
+        .map(|variant| {
+            row(
+                variant,
+                runs,
+                outcomes,
+                &separate,
+                first_fusion.as_ref(),
+                &relative,
+            )
+        })
+        .collect()
+}
+
+fn row(
+    variant: &Variant,
+    runs: &[Run],
+    outcomes: &[Outcome],
+    separate: &BTreeMap<String, Ways>,
+    first_fusion: Option<&String>,
+    relative: &impl Fn(&Run) -> String,
+) -> Result<Row> {
+    let mine: Vec<(&Run, &Outcome)> = of(variant, runs, outcomes).collect();
+    let records: Vec<&Record> = mine
+        .iter()
+        .filter_map(|(_, outcome)| outcome.as_ref().ok())
+        .collect();
+    let joint = Variant {
+        method: JOINT,
+        modality: None,
+        fusion: variant.fusion.as_ref().or(first_fusion).cloned(),
+    };
+    let difference_from_joint = if *variant == joint {
+        None
+    } else {
+        difference(&mine, &of(&joint, runs, outcomes).collect::<Vec<_>>())?
+    };
+    let mut other = each(&records, |record| Some(&record.test))?;
+    let mut take = |name: &str| other.remove(name);
+    Ok(Row {
+        method: variant.method,
+        modality: variant.modality.clone(),
+        fusion: variant.fusion.clone(),
+        encoder: records.iter().find_map(|record| record.encoder.clone()),
+        accuracy: take("accuracy"),
+        macro_f1: take("macro_f1"),
+        ece: take("ece"),
+        other,
+        val_accuracy: over(&records, |record| record.val.get("accuracy").copied().flatten())?,
+        unimodal: inside(&records)?,
+        unimodal_separate: separate.clone(),
+        modality_gap: each(&records, |record| record.modality_gap.as_ref())?,
+        shapley: each(&records, |record| record.shapley.as_ref())?,
+        difference_from_joint,
+        seconds: each(&records, |record| Some(&record.seconds))?,
+        runs: mine.iter().map(|(run, _)| relative(run)).collect(),
+        failed: mine.len() - records.len(),
+    })
+}
+
+/// The runs of a variant.
+fn of<'a>(
+    variant: &'a Variant,
+    runs: &'a [Run],
+    outcomes: &'a [Outcome],
+) -> impl Iterator<Item = (&'a Run, &'a Outcome)> {
+    runs.iter()
+        .zip(outcomes)
+        .filter(move |(run, _)| run.variant == *variant)
+}
+
+/// The mean over the records that have the value.
+fn over(records: &[&Record], value: impl Fn(&Record) -> Option<f64>) -> Result<Option<Stat>> {
+    Stat::of(
+        &records
+            .iter()
+            .filter_map(|record| value(record))
+            .collect::<Vec<_>>(),
+    )
+}
+
+/// The mean of every named number of the records.
+fn each<'a>(
+    records: &[&'a Record],
+    numbers: impl Fn(&'a Record) -> Option<&'a BTreeMap<String, Option<f64>>>,
+) -> Result<BTreeMap<String, Stat>> {
+    let mut values: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
+    for (name, value) in records.iter().filter_map(|record| numbers(record)).flatten() {
+        values.entry(name).or_default().extend(value);
+    }
+    let mut stats = BTreeMap::new();
+    for (name, values) in values {
+        stats.extend(Stat::of(&values)?.map(|stat| (name.to_owned(), stat)));
+    }
+    Ok(stats)
+}
+
+/// The four accuracies of every modality.
+fn inside(records: &[&Record]) -> Result<BTreeMap<String, Ways>> {
+    let mut found = BTreeMap::new();
+    for modality in records.iter().flat_map(|record| record.unimodal.keys()) {
+        if found.contains_key(modality) {
+            continue;
+        }
+        let mut ways = Ways::new();
+        for way in WAYS {
+            let value = |record: &Record| record.unimodal.get(modality)?.get(way).copied().flatten();
+            ways.insert(way, over(records, value)?);
+        }
+        found.insert(modality.clone(), ways);
+    }
+    Ok(found)
+}
+
+/// What the unimodal runs reach: their own accuracy, and the probe on their encoder.
+fn separate(runs: &[Run], outcomes: &[Outcome]) -> Result<BTreeMap<String, Ways>> {
+    let mut found: BTreeMap<String, Ways> = BTreeMap::new();
+    for run in runs.iter().filter(|run| run.variant.method == UNIMODAL) {
+        let Some(modality) = &run.variant.modality else {
+            continue;
+        };
+        if found.contains_key(modality) {
+            continue;
+        }
+        let records: Vec<&Record> = of(&run.variant, runs, outcomes)
+            .filter_map(|(_, outcome)| outcome.as_ref().ok())
+            .collect();
+        let probe = |record: &Record| record.unimodal.get(modality)?.get("probe").copied().flatten();
+        let ways = Ways::from([
+            (
+                "accuracy",
+                over(&records, |record| record.test_metric("accuracy"))?,
+            ),
+            ("probe", over(&records, probe)?),
+        ]);
+        found.insert(modality.clone(), ways);
+    }
+    Ok(found)
+}
+
+/// The mean difference in test accuracy over the pairs with the same seed and fold; none without pairs.
+fn difference(mine: &[(&Run, &Outcome)], joint: &[(&Run, &Outcome)]) -> Result<Option<Difference>> {
+    let accuracy = |outcome: &Outcome| {
+        outcome
+            .as_ref()
+            .ok()
+            .and_then(|record| record.test_metric("accuracy"))
+    };
+    let (mut a, mut b) = (Vec::new(), Vec::new());
+    for (run, outcome) in mine {
+        let twin = joint
+            .iter()
+            .find(|(other, _)| other.seed == run.seed && other.fold == run.fold);
+        if let (Some(x), Some(y)) = (accuracy(outcome), twin.and_then(|(_, outcome)| accuracy(outcome))) {
+            a.push(x);
+            b.push(y);
+        }
+    }
+    if a.is_empty() {
+        return Ok(None);
+    }
+    let found = paired_difference(&a, &b, CONFIDENCE)?;
+    Ok(Some(Difference {
+        mean: found.mean,
+        low: found.low,
+        high: found.high,
+        n: found.n,
+        confidence: CONFIDENCE,
+    }))
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::reproduce::mm::Layout;
+    use crate::reproduce::plan::{tests::small, variants};
+    use crate::reproduce::record::tests::record;
+
+    /// Rows of joint, MLB and unimodal runs over two seeds and two folds; the last MLB run fails.
+    pub(crate) fn fabricated() -> (Vec<Run>, Vec<Outcome>, Vec<Row>) {
+        let (experiment, selection, runs) = small("--method unimodal,joint,mlb");
+        let outcomes: Vec<Outcome> = runs
+            .iter()
+            .map(|run| {
+                let step = run.seed as f64 / 100.0
+                    + if run.fold.as_deref() == Some("fold2") {
+                        0.02
+                    } else {
+                        0.0
+                    };
+                match (run.variant.method, run.variant.modality.as_deref()) {
+                    (UNIMODAL, Some("a")) => Ok(record(0.6 + step, 0.62, 0.5)),
+                    (UNIMODAL, _) => Ok(record(0.7 + step, 0.5, 0.72)),
+                    (JOINT, _) => Ok(record(0.8 + step, 0.55, 0.71)),
+                    _ if step > 0.025 => Err("out of memory".to_owned()),
+                    _ => Ok(record(0.83 + 2.0 * step, 0.6, 0.7)),
+                }
+            })
+            .collect();
+        let rows = rows(
+            &variants(&experiment, &selection),
+            &runs,
+            &outcomes,
+            Layout::relative,
+        )
+        .expect("finite");
+        (runs, outcomes, rows)
+    }
+
+    fn close(a: f64, b: f64) {
+        assert!((a - b).abs() < 1e-12, "{a} is not {b}");
+    }
+
+    #[test]
+    fn means_and_sample_deviations() {
+        let (_, _, rows) = fabricated();
+        let joint = rows[2].accuracy.expect("four runs"); // 0.80, 0.81, 0.82, 0.83
+        close(joint.mean, 0.815);
+        close(joint.std.expect("four runs"), (5e-4_f64 / 3.0).sqrt());
+        assert_eq!((rows[2].method, joint.n, rows[2].failed), ("joint", 4, 0));
+        assert_eq!(rows[2].encoder.as_deref(), Some("mlp"));
+        close(rows[2].seconds["total"].mean, 2.5);
+        assert!(rows[2].other.is_empty(), "mcc is null everywhere");
+        assert_eq!(rows[2].ece.expect("four runs").std, Some(0.0));
+        assert!(rows[2].runs[0].starts_with("runs/joint-late-linear-fold1-s0-"));
+    }
+
+    #[test]
+    fn differences_pair_seeds_and_folds() {
+        let (_, _, rows) = fabricated();
+        assert!(
+            rows[2].difference_from_joint.is_none(),
+            "joint is not compared with itself"
+        );
+        // MLB: 0.83, 0.85, 0.87 against 0.80, 0.81, 0.82 (its fourth run failed): 0.03, 0.04, 0.05.
+        let mlb = &rows[3];
+        let difference = mlb.difference_from_joint.expect("three pairs");
+        let half = 4.302_652_729_911_275 * 0.01 / 3.0_f64.sqrt(); // t(0.975, 2)
+        assert_eq!((mlb.failed, difference.n, difference.side()), (1, 3, 1));
+        close(difference.mean, 0.04);
+        close(difference.low.expect("interval"), 0.04 - half);
+        close(difference.high.expect("interval"), 0.04 + half);
+        let unimodal = rows[0].difference_from_joint.expect("four pairs");
+        close(unimodal.mean, -0.2);
+        assert_eq!(unimodal.side(), -1);
+    }
+
+    #[test]
+    fn modalities_inside_and_alone() {
+        let (_, _, rows) = fabricated();
+        let mlb = &rows[3];
+        close(mlb.unimodal["a"]["probe"].expect("three runs").mean, 0.6);
+        assert_eq!(mlb.unimodal["a"]["head"], None);
+        close(mlb.unimodal_separate["a"]["probe"].expect("four runs").mean, 0.62);
+        close(
+            mlb.unimodal_separate["b"]["accuracy"].expect("four runs").mean,
+            0.715,
+        );
+    }
+
+    #[test]
+    fn one_run_has_no_spread_and_none_no_mean() {
+        assert_eq!(
+            Stat::of(&[0.5]).expect("finite"),
+            Some(Stat {
+                mean: 0.5,
+                std: None,
+                n: 1
+            })
+        );
+        assert_eq!(Stat::of(&[]).expect("empty"), None);
+        assert!(Stat::of(&[f64::NAN]).is_err());
+    }
+}
