@@ -37,7 +37,12 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let mut text = String::from("Methods (method.kind; join several with +, as in opm+ogm)\n\n");
     for e in methods {
         writeln!(text, "  {:<16} {}", e.name, e.summary)?;
-        let more = [("settings", e.settings), ("acts on", e.acts_on), ("paper", e.paper), ("pinned to", e.pinned_to)];
+        let more = [
+            ("settings", e.settings),
+            ("acts on", e.acts_on),
+            ("paper", e.paper),
+            ("pinned to", e.pinned_to),
+        ];
         for (label, value) in more.iter().filter(|(_, value)| !value.is_empty()) {
             writeln!(text, "  {:<16} {label}: {value}", "")?;
         }

@@ -26,7 +26,9 @@ pub(crate) fn note(text: &str) {
 
 /// Whether the reader of our output went away, as in `mm methods | head`.
 pub(crate) fn is_closed_pipe(error: &anyhow::Error) -> bool {
-    error.chain().any(|e| e.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe))
+    error
+        .chain()
+        .any(|e| e.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe))
 }
 
 /// The summary of a finished run.
@@ -40,7 +42,14 @@ pub(crate) fn result(result: &RunResult, dir: &Path) -> anyhow::Result<()> {
     for warning in &r.warnings {
         writeln!(text, "warning: {warning}")?;
     }
-    writeln!(text, "epoch {} of {}, {} steps, {:.1} s", r.selected_epoch + 1, r.epochs, r.steps, r.seconds.total)?;
+    writeln!(
+        text,
+        "epoch {} of {}, {} steps, {:.1} s",
+        r.selected_epoch + 1,
+        r.epochs,
+        r.steps,
+        r.seconds.total
+    )?;
     scores(&mut text, "test", &r.test)?;
     for (name, u) in &r.unimodal {
         let ways = [("head", u.head), ("split", u.split), ("probe", u.probe), ("masked", u.masked)];

@@ -41,7 +41,9 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let text = if args.config == Path::new("-") {
         let mut text = String::new();
-        std::io::stdin().read_to_string(&mut text).context("cannot read the configuration from standard input")?;
+        std::io::stdin()
+            .read_to_string(&mut text)
+            .context("cannot read the configuration from standard input")?;
         text
     } else {
         std::fs::read_to_string(&args.config).with_context(|| {

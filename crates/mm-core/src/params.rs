@@ -211,7 +211,8 @@ fn hint<'a>(name: &str, names: impl Iterator<Item = &'a String>) -> String {
 
 /// Whether `name` lies under the dotted `prefix`.
 fn under(name: &str, prefix: &str) -> bool {
-    name.strip_prefix(prefix).is_some_and(|rest| prefix.is_empty() || rest.is_empty() || rest.starts_with('.'))
+    name.strip_prefix(prefix)
+        .is_some_and(|rest| prefix.is_empty() || rest.is_empty() || rest.starts_with('.'))
 }
 
 /// Deep copies of a store's values; they do not follow later updates.

@@ -51,11 +51,7 @@ fn by_group(rows: &[usize], fraction: f64, groups: &[i64], rng: StepRng) -> (Vec
         }
     }
     if taken.is_empty() && rest.len() > 1 {
-        let smallest = rest
-            .iter()
-            .enumerate()
-            .min_by_key(|(_, g)| g.len())
-            .map_or(0, |(i, _)| i);
+        let smallest = rest.iter().enumerate().min_by_key(|(_, g)| g.len()).map_or(0, |(i, _)| i);
         taken.push(rest.remove(smallest));
     } else if rest.is_empty() && taken.len() > 1 {
         rest.extend(taken.pop());

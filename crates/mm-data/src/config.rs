@@ -96,11 +96,7 @@ impl DataConfig {
         } else {
             None
         };
-        Ok(Prepared {
-            dataset,
-            splits,
-            standardizer,
-        })
+        Ok(Prepared { dataset, splits, standardizer })
     }
 
     /// Whether features are standardised.
@@ -182,11 +178,7 @@ pub(crate) fn check_common(
     if let Some(classes) = classes
         && !(2..=1_000_000).contains(&classes)
     {
-        return Err(ConfigError::new(
-            "classes",
-            classes,
-            "must be an integer in [2, 1000000]",
-        ));
+        return Err(ConfigError::new("classes", classes, "must be an integer in [2, 1000000]"));
     }
     if let Some(names) = modalities {
         Modalities::new(names.iter().cloned())?;

@@ -62,19 +62,11 @@ impl Dataset {
     ) -> Result<Self, DataError> {
         let rows = labels.len();
         if rows == 0 {
-            return Err(DataError::invalid(
-                &origin,
-                "the data set is empty",
-                "give it at least one row",
-            ));
+            return Err(DataError::invalid(&origin, "the data set is empty", "give it at least one row"));
         }
         if classes < 2 {
             let rule = format!("the labels have {classes} class only");
-            return Err(DataError::invalid(
-                &origin,
-                rule,
-                "a classifier needs at least 2 classes",
-            ));
+            return Err(DataError::invalid(&origin, rule, "a classifier needs at least 2 classes"));
         }
         if let Some((row, label)) = labels.iter().enumerate().find(|(_, y)| **y as usize >= classes) {
             let rule = format!("the label {label} is out of range for {classes} classes");
@@ -92,11 +84,7 @@ impl Dataset {
                     modalities.name(m),
                     x.rows
                 );
-                return Err(DataError::invalid(
-                    &origin,
-                    rule,
-                    "give every modality one row per label",
-                ));
+                return Err(DataError::invalid(&origin, rule, "give every modality one row per label"));
             }
             let naming = Naming::by_number(&origin, modalities.name(m));
             Matrix::checked(&naming, rows, x.dim, x.values, x.present)
@@ -121,11 +109,7 @@ impl Dataset {
     pub fn with_column(mut self, name: impl Into<String>, values: Vec<i64>) -> Result<Self, DataError> {
         let name = name.into();
         if values.len() != self.rows() {
-            let rule = format!(
-                "column `{name}` has {} values for {} rows",
-                values.len(),
-                self.rows()
-            );
+            let rule = format!("column `{name}` has {} values for {} rows", values.len(), self.rows());
             return Err(DataError::invalid(&self.origin, rule, "give one value per row"));
         }
         self.columns.insert(name, values);
@@ -136,17 +120,9 @@ impl Dataset {
     pub fn with_index(mut self, name: impl Into<String>, rows: Vec<usize>) -> Result<Self, DataError> {
         let name = name.into();
         if let Some((position, row)) = rows.iter().enumerate().find(|(_, r)| **r >= self.rows()) {
-            let rule = format!(
-                "index `{name}` names row {row}, but there are {} rows",
-                self.rows()
-            );
+            let rule = format!("index `{name}` names row {row}, but there are {} rows", self.rows());
             let remedy = format!("rows go from 0 to {}", self.rows() - 1);
-            return Err(DataError::row(
-                &self.origin,
-                format!("entry {position}"),
-                rule,
-                remedy,
-            ));
+            return Err(DataError::row(&self.origin, format!("entry {position}"), rule, remedy));
         }
         self.indices.insert(name, rows);
         Ok(self)
@@ -159,10 +135,7 @@ impl Dataset {
 
     /// Name and feature count of each modality, in order.
     pub fn dims(&self) -> Vec<(String, usize)> {
-        self.inputs
-            .iter()
-            .map(|(m, x)| (self.modalities.name(m).to_owned(), x.dim))
-            .collect()
+        self.inputs.iter().map(|(m, x)| (self.modalities.name(m).to_owned(), x.dim)).collect()
     }
 
     /// The same set with these modalities only, in this order.
@@ -197,22 +170,13 @@ impl Dataset {
             let rule = format!("{} has no integer columns", self.origin);
             return Err(ConfigError::new(field, format!("\"{name}\""), rule));
         }
-        Err(ConfigError::unknown(
-            field,
-            name,
-            &self.columns.keys().collect::<Vec<_>>(),
-        ))
+        Err(ConfigError::unknown(field, name, &self.columns.keys().collect::<Vec<_>>()))
     }
 
     /// The rows whose value in a column satisfies `keep`, in ascending order.
     pub fn rows_with(&self, column: &str, keep: impl Fn(i64) -> bool) -> Result<Vec<usize>, DataError> {
         let values = self.column("column", column)?;
-        Ok(values
-            .iter()
-            .enumerate()
-            .filter(|(_, v)| keep(**v))
-            .map(|(row, _)| row)
-            .collect())
+        Ok(values.iter().enumerate().filter(|(_, v)| keep(**v)).map(|(row, _)| row).collect())
     }
 
     /// How many of `rows` have each class. Rows that do not exist are not counted.
@@ -246,8 +210,5 @@ impl Dataset {
 /// Bytes in hexadecimal.
 pub(crate) fn hex(bytes: &[u8]) -> String {
     let digit = |b: u8| char::from_digit(u32::from(b), 16).unwrap_or('?');
-    bytes
-        .iter()
-        .flat_map(|b| [digit(b >> 4), digit(b & 15)])
-        .collect()
+    bytes.iter().flat_map(|b| [digit(b >> 4), digit(b & 15)]).collect()
 }

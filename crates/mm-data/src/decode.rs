@@ -23,11 +23,7 @@ pub(crate) fn floats(file: &str, name: &str, dtype: Dtype, bytes: &[u8]) -> Resu
         Dtype::F64 => each(bytes, |b| f64::from_le_bytes(b) as f32),
         other => {
             let rule = format!("tensor `{name}` holds {other}, not floats");
-            return Err(DataError::invalid(
-                file,
-                rule,
-                "save features as F16, BF16, F32 or F64",
-            ));
+            return Err(DataError::invalid(file, rule, "save features as F16, BF16, F32 or F64"));
         }
     })
 }

@@ -56,11 +56,7 @@ pub enum DataError {
 
 impl DataError {
     pub(crate) fn invalid(file: &str, rule: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self::Invalid {
-            file: file.to_owned(),
-            rule: rule.into(),
-            remedy: remedy.into(),
-        }
+        Self::Invalid { file: file.to_owned(), rule: rule.into(), remedy: remedy.into() }
     }
 
     pub(crate) fn row(
@@ -69,19 +65,10 @@ impl DataError {
         rule: impl Into<String>,
         remedy: impl Into<String>,
     ) -> Self {
-        Self::Row {
-            file: file.to_owned(),
-            place: place.into(),
-            rule: rule.into(),
-            remedy: remedy.into(),
-        }
+        Self::Row { file: file.to_owned(), place: place.into(), rule: rule.into(), remedy: remedy.into() }
     }
 
     pub(crate) fn split(file: &str, rule: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self::Split {
-            file: file.to_owned(),
-            rule: rule.into(),
-            remedy: remedy.into(),
-        }
+        Self::Split { file: file.to_owned(), rule: rule.into(), remedy: remedy.into() }
     }
 }

@@ -44,13 +44,7 @@ impl FeaturesConfig {
     /// The defaults for a file.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         let split = SplitConfig::default();
-        Self {
-            path: path.into(),
-            classes: None,
-            modalities: None,
-            standardize: true,
-            split,
-        }
+        Self { path: path.into(), classes: None, modalities: None, standardize: true, split }
     }
 
     pub(crate) fn check(&self) -> Result<(), ConfigError> {
@@ -60,12 +54,7 @@ impl FeaturesConfig {
 
     pub(crate) fn peek(&self) -> Result<Summary, DataError> {
         let header = Header::read(&self.path)?;
-        let modalities = pick(
-            &header.file,
-            &header.feature_names(),
-            self.modalities.as_deref(),
-            LAYOUT,
-        )?;
+        let modalities = pick(&header.file, &header.feature_names(), self.modalities.as_deref(), LAYOUT)?;
         let mut rows = None;
         let mut dims = Vec::new();
         for name in modalities.names() {
@@ -75,11 +64,7 @@ impl FeaturesConfig {
         }
         let names = class_names(&header);
         let classes = self.classes.or((names.len() >= 2).then_some(names.len()));
-        Ok(Summary {
-            modalities: dims,
-            classes,
-            rows,
-        })
+        Ok(Summary { modalities: dims, classes, rows })
     }
 
     pub(crate) fn read(&self) -> Result<Dataset, DataError> {
@@ -93,19 +78,12 @@ impl FeaturesConfig {
         let Some(labels) = vector(&contents, "y")? else {
             let there: Vec<&str> = header.tensors.keys().map(String::as_str).collect();
             let rule = format!("there is no tensor `y`; there are {}", there.join(", "));
-            return Err(DataError::invalid(
-                &file,
-                rule,
-                "save the labels as the integer tensor `y`",
-            ));
+            return Err(DataError::invalid(&file, rule, "save the labels as the integer tensor `y`"));
         };
         let names = class_names(header);
         let declared = self.classes.or((names.len() >= 2).then_some(names.len()));
         let (labels, count) = classes(&file, &labels, declared, &|row| format!("tensor `y`, row {row}"))?;
-        let name = self
-            .path
-            .file_stem()
-            .map_or_else(|| file.clone(), |s| s.to_string_lossy().into_owned());
+        let name = self.path.file_stem().map_or_else(|| file.clone(), |s| s.to_string_lossy().into_owned());
         let mut data = Dataset::assemble(name, file, modalities, count, inputs, labels)?;
         if names.len() == count {
             data.class_names = names;
@@ -133,10 +111,8 @@ fn side_tensors(contents: &Contents, mut data: Dataset) -> Result<Dataset, DataE
             let mut rows = Vec::with_capacity(values.len());
             for (position, value) in values.into_iter().enumerate() {
                 rows.push(usize::try_from(value).map_err(|_| {
-                    let rule = format!(
-                        "index `{name}` names row {value}, but there are {} rows",
-                        data.rows()
-                    );
+                    let rule =
+                        format!("index `{name}` names row {value}, but there are {} rows", data.rows());
                     let remedy = format!("rows go from 0 to {}", data.rows() - 1);
                     DataError::row(&data.origin, format!("entry {position}"), rule, remedy)
                 })?);
@@ -157,11 +133,7 @@ fn side_tensors(contents: &Contents, mut data: Dataset) -> Result<Dataset, DataE
 /// The names of the classes in the metadata.
 fn class_names(header: &Header) -> Vec<String> {
     let text = header.metadata.get("classes").map_or("", String::as_str);
-    text.split(',')
-        .map(str::trim)
-        .filter(|s| !s.is_empty())
-        .map(str::to_owned)
-        .collect()
+    text.split(',').map(str::trim).filter(|s| !s.is_empty()).map(str::to_owned).collect()
 }
 
 /// Rows and columns of `x_<modality>`.
@@ -176,14 +148,8 @@ fn shape(header: &Header, modality: &str) -> Result<(usize, usize), DataError> {
         return fault(rule, "save features as F16, BF16, F32 or F64");
     }
     match info.shape[..] {
-        [0, _] => fault(
-            format!("tensor `{name}` has no rows: the data set is empty"),
-            "give it rows",
-        ),
-        [_, 0] => fault(
-            format!("tensor `{name}` has no features"),
-            "leave it out, or give it columns",
-        ),
+        [0, _] => fault(format!("tensor `{name}` has no rows: the data set is empty"), "give it rows"),
+        [_, 0] => fault(format!("tensor `{name}` has no features"), "leave it out, or give it columns"),
         [rows, dim] => Ok((rows, dim)),
         _ => {
             let rule = format!("tensor `{name}` has shape {:?}, not (rows, features)", info.shape);
@@ -210,12 +176,7 @@ pub(crate) fn matrix(contents: &Contents, modality: &str) -> Result<Matrix, Data
         }
         if let Some((row, flag)) = flags.iter().enumerate().find(|(_, f)| !(0..=1).contains(*f)) {
             let place = format!("tensor `{flag_name}`, row {row}");
-            return Err(DataError::row(
-                file,
-                place,
-                format!("the flag is {flag}"),
-                "flags are 0 or 1",
-            ));
+            return Err(DataError::row(file, place, format!("the flag is {flag}"), "flags are 0 or 1"));
         }
     }
     let flags: Option<Vec<bool>> = flags.map(|f| f.into_iter().map(|f| f == 1).collect());
@@ -243,9 +204,8 @@ pub(crate) fn inputs(
     let contents = Contents::read(path)?;
     let file = contents.header.file.as_str();
     let there = contents.header.feature_names();
-    let found = modalities
-        .iter()
-        .map(|(name, _)| there.contains(name).then(|| matrix(&contents, name)).transpose());
+    let found =
+        modalities.iter().map(|(name, _)| there.contains(name).then(|| matrix(&contents, name)).transpose());
     let found: Vec<Option<Matrix>> = found.collect::<Result<_, _>>()?;
     let ids = vector(&contents, "id").ok().flatten();
     crate::inputs::complete(file, modalities, found, &there, |rows| match ids {

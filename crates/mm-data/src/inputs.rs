@@ -37,51 +37,24 @@ pub(crate) fn complete(
     let wanted: Vec<&str> = modalities.iter().map(|(name, _)| name.as_str()).collect();
     let Some(rows) = found.iter().flatten().map(|x| x.rows).next() else {
         let list = |names: &[&str]| {
-            if names.is_empty() {
-                "none".to_owned()
-            } else {
-                names.join(", ")
-            }
+            if names.is_empty() { "none".to_owned() } else { names.join(", ") }
         };
         let there: Vec<&str> = there.iter().map(String::as_str).collect();
-        let rule = format!(
-            "none of the modalities {} is there; found: {}",
-            list(&wanted),
-            list(&there)
-        );
-        return Err(DataError::invalid(
-            file,
-            rule,
-            "give at least one modality of the model",
-        ));
+        let rule = format!("none of the modalities {} is there; found: {}", list(&wanted), list(&there));
+        return Err(DataError::invalid(file, rule, "give at least one modality of the model"));
     };
     if rows == 0 {
-        return Err(DataError::invalid(
-            file,
-            "the data set is empty",
-            "give it at least one row",
-        ));
+        return Err(DataError::invalid(file, "the data set is empty", "give it at least one row"));
     }
     for ((name, dim), x) in modalities.iter().zip(&found) {
         let Some(x) = x else { continue };
         if x.dim != *dim {
-            let rule = format!(
-                "modality `{name}` has {} features, but the model was made for {dim}",
-                x.dim
-            );
-            return Err(DataError::invalid(
-                file,
-                rule,
-                "give the features that the model was trained on",
-            ));
+            let rule = format!("modality `{name}` has {} features, but the model was made for {dim}", x.dim);
+            return Err(DataError::invalid(file, rule, "give the features that the model was trained on"));
         }
         if x.rows != rows {
             let rule = format!("modality `{name}` has {} rows, others have {rows}", x.rows);
-            return Err(DataError::invalid(
-                file,
-                rule,
-                "give every modality the same rows",
-            ));
+            return Err(DataError::invalid(file, rule, "give every modality the same rows"));
         }
     }
     let inputs: Modal<Matrix> = found

@@ -11,34 +11,15 @@ pub(crate) fn classes(
 ) -> Result<(Vec<u32>, usize), DataError> {
     let largest = labels.iter().copied().max().unwrap_or(-1);
     let limit = declared.unwrap_or(labels.len().max(2)).min(u32::MAX as usize);
-    if let Some((row, &label)) = labels
-        .iter()
-        .enumerate()
-        .find(|(_, y)| !(0..limit as i64).contains(*y))
-    {
+    if let Some((row, &label)) = labels.iter().enumerate().find(|(_, y)| !(0..limit as i64).contains(*y)) {
         let (rule, remedy) = if label < 0 {
-            (
-                format!("the label {label} is negative"),
-                "number the classes from 0".to_owned(),
-            )
+            (format!("the label {label} is negative"), "number the classes from 0".to_owned())
         } else if declared.is_some() {
             let rule = format!("the label {label} is out of range for {limit} classes");
-            (
-                rule,
-                format!(
-                    "labels go from 0 to {}; correct it or declare more `classes`",
-                    limit as i64 - 1
-                ),
-            )
+            (rule, format!("labels go from 0 to {}; correct it or declare more `classes`", limit as i64 - 1))
         } else {
-            let rule = format!(
-                "the label {label} is out of range: there are only {} rows",
-                labels.len()
-            );
-            (
-                rule,
-                "number the classes from 0 without gaps, or declare `classes`".to_owned(),
-            )
+            let rule = format!("the label {label} is out of range: there are only {} rows", labels.len());
+            (rule, "number the classes from 0 without gaps, or declare `classes`".to_owned())
         };
         return Err(DataError::row(file, place(row), rule, remedy));
     }

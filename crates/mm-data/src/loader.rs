@@ -27,12 +27,7 @@ impl<'a> Loader<'a> {
             let rule = format!("row {row} does not exist, there are {} rows", data.rows());
             return Err(DataError::split(&data.origin, rule, "rows count from 0"));
         }
-        Ok(Self {
-            data,
-            rows,
-            batch_size,
-            merge_single: false,
-        })
+        Ok(Self { data, rows, batch_size, merge_single: false })
     }
 
     /// Whether a last batch of exactly one row joins the one before, because batch normalisation needs two rows.
@@ -86,11 +81,7 @@ impl<'a> Loader<'a> {
             bail!("a batch needs at least one row");
         }
         if let Some(row) = rows.iter().find(|&&row| row >= self.data.rows()) {
-            bail!(
-                "row {row} does not exist in {}, there are {} rows",
-                self.data.origin,
-                self.data.rows()
-            );
+            bail!("row {row} does not exist in {}, there are {} rows", self.data.origin, self.data.rows());
         }
         let inputs = self.data.inputs.try_map(|_, x| {
             let mut values = Vec::with_capacity(rows.len() * x.dim);
@@ -101,18 +92,10 @@ impl<'a> Loader<'a> {
         })?;
         let present: Modal<Option<Presence>> = self.data.inputs.try_map(|_, x| {
             let flags: Vec<bool> = rows.iter().map(|&row| x.is_present(row)).collect();
-            flags
-                .contains(&false)
-                .then(|| Presence::new(flags, dtype, device))
-                .transpose()
+            flags.contains(&false).then(|| Presence::new(flags, dtype, device)).transpose()
         })?;
         let labels = rows.iter().map(|&row| self.data.labels[row]).collect();
-        let batch = Batch {
-            inputs,
-            present,
-            labels,
-            ids: rows.into(),
-        };
+        let batch = Batch { inputs, present, labels, ids: rows.into() };
         batch.check()?;
         Ok(batch)
     }

@@ -47,13 +47,7 @@ impl CsvConfig {
     /// The defaults for a file.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         let split = SplitConfig::default();
-        Self {
-            path: path.into(),
-            classes: None,
-            modalities: None,
-            standardize: true,
-            split,
-        }
+        Self { path: path.into(), classes: None, modalities: None, standardize: true, split }
     }
 
     pub(crate) fn check(&self) -> Result<(), ConfigError> {
@@ -62,26 +56,14 @@ impl CsvConfig {
     }
 
     fn pick(&self, layout: &Layout) -> Result<Modalities, DataError> {
-        pick(
-            &layout.file,
-            &layout.feature_names(),
-            self.modalities.as_deref(),
-            LAYOUT,
-        )
+        pick(&layout.file, &layout.feature_names(), self.modalities.as_deref(), LAYOUT)
     }
 
     pub(crate) fn peek(&self) -> Result<Summary, DataError> {
         let layout = Layout::read(&self.path)?;
         let modalities = self.pick(&layout)?;
-        let dims = modalities
-            .names()
-            .iter()
-            .map(|name| (name.clone(), layout.columns(name).len()));
-        Ok(Summary {
-            modalities: dims.collect(),
-            classes: self.classes,
-            rows: None,
-        })
+        let dims = modalities.names().iter().map(|name| (name.clone(), layout.columns(name).len()));
+        Ok(Summary { modalities: dims.collect(), classes: self.classes, rows: None })
     }
 
     pub(crate) fn read(&self) -> Result<Dataset, DataError> {
@@ -103,10 +85,7 @@ impl CsvConfig {
         let (labels, names) = codes(&file, cells, &place("y"))?;
         let declared = self.classes.or((!names.is_empty()).then_some(names.len()));
         let (labels, count) = classes(&file, &labels, declared, &place("y"))?;
-        let name = self
-            .path
-            .file_stem()
-            .map_or_else(|| file.clone(), |s| s.to_string_lossy().into_owned());
+        let name = self.path.file_stem().map_or_else(|| file.clone(), |s| s.to_string_lossy().into_owned());
         let mut data = Dataset::assemble(name, file.clone(), modalities, count, inputs, labels)?;
         data.class_names = names;
         if let Some(cells) = table.cells("split") {
@@ -145,42 +124,19 @@ fn codes(
     place: &dyn Fn(usize) -> String,
 ) -> Result<(Vec<i64>, Vec<String>), DataError> {
     if let Some(row) = cells.iter().position(String::is_empty) {
-        return Err(DataError::row(
-            file,
-            place(row),
-            "the cell is empty",
-            "fill it in or drop the line",
-        ));
+        return Err(DataError::row(file, place(row), "the cell is empty", "fill it in or drop the line"));
     }
     let integers: Vec<Option<i64>> = cells.iter().map(|cell| cell.parse().ok()).collect();
-    match (
-        integers.iter().position(Option::is_some),
-        integers.iter().position(Option::is_none),
-    ) {
+    match (integers.iter().position(Option::is_some), integers.iter().position(Option::is_none)) {
         (_, None) => return Ok((integers.into_iter().flatten().collect(), Vec::new())),
         (Some(_), Some(row)) => {
-            let rule = format!(
-                "{:?} is not an integer, but other cells are",
-                shorten(&cells[row])
-            );
-            return Err(DataError::row(
-                file,
-                place(row),
-                rule,
-                "use integers only, or names only",
-            ));
+            let rule = format!("{:?} is not an integer, but other cells are", shorten(&cells[row]));
+            return Err(DataError::row(file, place(row), rule, "use integers only, or names only"));
         }
         (None, _) => {}
     }
-    let names: Vec<String> = cells
-        .iter()
-        .cloned()
-        .collect::<BTreeSet<_>>()
-        .into_iter()
-        .collect();
-    let values = cells
-        .iter()
-        .map(|cell| names.binary_search(cell).map_or(0, |i| i as i64));
+    let names: Vec<String> = cells.iter().cloned().collect::<BTreeSet<_>>().into_iter().collect();
+    let values = cells.iter().map(|cell| names.binary_search(cell).map_or(0, |i| i as i64));
     Ok((values.collect(), names))
 }
 
@@ -213,39 +169,23 @@ pub(crate) fn inputs(
     let mut chosen = Vec::new();
     let table = Table::read(path, |layout| {
         let there = layout.feature_names();
-        chosen = modalities
-            .iter()
-            .map(|(name, _)| name.clone())
-            .filter(|name| there.contains(name))
-            .collect();
+        chosen =
+            modalities.iter().map(|(name, _)| name.clone()).filter(|name| there.contains(name)).collect();
         if chosen.is_empty() {
             let wanted: Vec<&str> = modalities.iter().map(|(name, _)| name.as_str()).collect();
             let rule = format!("none of the modalities {} is there: {LAYOUT}", wanted.join(", "));
-            return Err(DataError::invalid(
-                &layout.file,
-                rule,
-                "give at least one modality of the model",
-            ));
+            return Err(DataError::invalid(&layout.file, rule, "give at least one modality of the model"));
         }
         Ok(Modalities::new(chosen.iter().cloned())?)
     })?;
     let mut matrices: Vec<Option<Matrix>> = table.matrices.iter().cloned().map(Some).collect();
-    let found = modalities.iter().map(|(name, _)| {
-        chosen
-            .iter()
-            .position(|c| c == name)
-            .and_then(|i| matrices[i].take())
-    });
+    let found = modalities
+        .iter()
+        .map(|(name, _)| chosen.iter().position(|c| c == name).and_then(|i| matrices[i].take()));
     let found: Vec<Option<Matrix>> = found.collect();
     let there = table.layout.feature_names();
-    crate::inputs::complete(
-        &table.layout.file,
-        modalities,
-        found,
-        &there,
-        |rows| match table.cells("id") {
-            Some(cells) => cells.to_vec(),
-            None => (0..rows).map(|row| row.to_string()).collect(),
-        },
-    )
+    crate::inputs::complete(&table.layout.file, modalities, found, &there, |rows| match table.cells("id") {
+        Some(cells) => cells.to_vec(),
+        None => (0..rows).map(|row| row.to_string()).collect(),
+    })
 }

@@ -26,12 +26,7 @@ pub(crate) struct Naming<'a> {
 impl<'a> Naming<'a> {
     /// Rows and columns by number, from 0.
     pub(crate) fn by_number(file: &'a str, modality: &'a str) -> Self {
-        Self {
-            file,
-            modality,
-            row: &|row| format!("row {row}"),
-            column: &|column| column.to_string(),
-        }
+        Self { file, modality, row: &|row| format!("row {row}"), column: &|column| column.to_string() }
     }
 }
 
@@ -45,23 +40,12 @@ impl Matrix {
         values: Vec<f32>,
         present: Option<Vec<bool>>,
     ) -> Result<Self, DataError> {
-        Self::checked(
-            &Naming::by_number("matrix", "unnamed"),
-            rows,
-            dim,
-            values,
-            present,
-        )
+        Self::checked(&Naming::by_number("matrix", "unnamed"), rows, dim, values, present)
     }
 
     /// A modality that no row has.
     pub fn missing(rows: usize, dim: usize) -> Self {
-        Self {
-            rows,
-            dim,
-            values: vec![0.0; rows * dim],
-            present: Some(vec![false; rows]),
-        }
+        Self { rows, dim, values: vec![0.0; rows * dim], present: Some(vec![false; rows]) }
     }
 
     pub(crate) fn checked(
@@ -74,26 +58,16 @@ impl Matrix {
         let Naming { file, modality, .. } = naming;
         if dim == 0 {
             let rule = format!("modality `{modality}` has no features");
-            return Err(DataError::invalid(
-                file,
-                rule,
-                "leave it out, or give it at least one column",
-            ));
+            return Err(DataError::invalid(file, rule, "leave it out, or give it at least one column"));
         }
         if rows.checked_mul(dim) != Some(values.len()) {
-            let rule = format!(
-                "modality `{modality}` has {} values for {rows} x {dim}",
-                values.len()
-            );
+            let rule = format!("modality `{modality}` has {} values for {rows} x {dim}", values.len());
             return Err(DataError::invalid(file, rule, "give rows times dim values"));
         }
         if let Some(flags) = &flags
             && flags.len() != rows
         {
-            let rule = format!(
-                "modality `{modality}` has {} presence flags for {rows} rows",
-                flags.len()
-            );
+            let rule = format!("modality `{modality}` has {} presence flags for {rows} rows", flags.len());
             return Err(DataError::invalid(file, rule, "give one flag per row"));
         }
         let flagged = flags.is_some();
@@ -109,12 +83,7 @@ impl Matrix {
             row.fill(0.0);
         }
         let present = present.contains(&false).then_some(present);
-        Ok(Self {
-            rows,
-            dim,
-            values,
-            present,
-        })
+        Ok(Self { rows, dim, values, present })
     }
 
     /// The features of one row.
@@ -135,24 +104,15 @@ impl Matrix {
 
     /// How many rows have the modality.
     pub fn present_count(&self) -> usize {
-        self.present
-            .as_ref()
-            .map_or(self.rows, |p| p.iter().filter(|&&p| p).count())
+        self.present.as_ref().map_or(self.rows, |p| p.iter().filter(|&&p| p).count())
     }
 }
 
 fn not_finite(naming: &Naming<'_>, r: usize, row: &[f32], flagged: bool) -> DataError {
-    let (column, value) = row
-        .iter()
-        .enumerate()
-        .find(|(_, x)| !x.is_finite())
-        .map_or((0, f32::NAN), |(c, &x)| (c, x));
-    let place = format!(
-        "{}, modality `{}`, column {}",
-        (naming.row)(r),
-        naming.modality,
-        (naming.column)(column)
-    );
+    let (column, value) =
+        row.iter().enumerate().find(|(_, x)| !x.is_finite()).map_or((0, f32::NAN), |(c, &x)| (c, x));
+    let place =
+        format!("{}, modality `{}`, column {}", (naming.row)(r), naming.modality, (naming.column)(column));
     let rule = match (value.is_nan(), flagged) {
         (false, _) => format!("the value is {value}, or too large for 32-bit floats"),
         (true, true) => "the value is missing (NaN) although the presence flag is 1".to_owned(),

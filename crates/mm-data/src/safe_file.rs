@@ -23,6 +23,16 @@ pub(crate) struct Header {
     length: u64,
 }
 
+/// Opens a regular file; a folder, a pipe or a device is refused before it can block.
+pub(crate) fn open(path: &Path) -> Result<File, DataError> {
+    let io = |source| DataError::Io { file: path.display().to_string(), source };
+    if !std::fs::metadata(path).map_err(io)?.is_file() {
+        let file = path.display().to_string();
+        return Err(DataError::invalid(&file, "not a regular file", "give the path of a data file"));
+    }
+    File::open(path).map_err(io)
+}
+
 /// A whole file.
 #[derive(Debug)]
 pub(crate) struct Contents {
@@ -39,57 +49,33 @@ impl Header {
 
     fn from_file(path: &Path) -> Result<(Self, Vec<u8>, File), DataError> {
         let file = path.display().to_string();
-        let io = |source| DataError::Io {
-            file: file.clone(),
-            source,
-        };
+        let io = |source| DataError::Io { file: file.clone(), source };
         let fault = |rule: String, remedy: &str| DataError::invalid(&file, rule, remedy);
-        let mut handle = File::open(path).map_err(io)?;
+        let mut handle = open(path)?;
         let about = handle.metadata().map_err(io)?;
-        if !about.is_file() {
-            return Err(fault(
-                "not a regular file".to_owned(),
-                "give the path of a safetensors file",
-            ));
-        }
         let length = about.len();
         let mut bytes = vec![0u8; 8];
         if length < 8 {
             let rule = format!("{length} bytes are too few for a safetensors file");
-            return Err(fault(
-                rule,
-                "the file is truncated or of another kind: make or fetch it again",
-            ));
+            return Err(fault(rule, "the file is truncated or of another kind: make or fetch it again"));
         }
         handle.read_exact(&mut bytes).map_err(io)?;
         let size = u64::from_le_bytes(std::array::from_fn(|i| bytes[i]));
         if size > MAX_HEADER {
             let rule = format!("the header claims {size} bytes, more than the allowed {MAX_HEADER}");
-            return Err(fault(
-                rule,
-                "the file is not safetensors or is damaged: make or fetch it again",
-            ));
+            return Err(fault(rule, "the file is not safetensors or is damaged: make or fetch it again"));
         }
         if size + 8 > length {
             let rule = format!("the header claims {size} bytes, but the file has {length} in all");
-            return Err(fault(
-                rule,
-                "the file is truncated or of another kind: make or fetch it again",
-            ));
+            return Err(fault(rule, "the file is truncated or of another kind: make or fetch it again"));
         }
         bytes.resize(8 + size as usize, 0);
         handle.read_exact(&mut bytes[8..]).map_err(io)?;
         let text = std::str::from_utf8(&bytes[8..]).map_err(|e| {
-            fault(
-                format!("the header is not UTF-8 ({e})"),
-                "the file is damaged: make it again",
-            )
+            fault(format!("the header is not UTF-8 ({e})"), "the file is damaged: make it again")
         })?;
         let raw: RawHeader = serde_json::from_str(text).map_err(|e| {
-            fault(
-                format!("the header is not valid ({e})"),
-                "the file is damaged: make it again",
-            )
+            fault(format!("the header is not valid ({e})"), "the file is damaged: make it again")
         })?;
         let header = raw.checked(file, 8 + size as usize, length)?;
         Ok((header, bytes, handle))
@@ -97,11 +83,7 @@ impl Header {
 
     /// The modalities of the tensors `x_<modality>`.
     pub(crate) fn feature_names(&self) -> Vec<String> {
-        self.tensors
-            .keys()
-            .filter_map(|name| name.strip_prefix("x_"))
-            .map(str::to_owned)
-            .collect()
+        self.tensors.keys().filter_map(|name| name.strip_prefix("x_")).map(str::to_owned).collect()
     }
 }
 
@@ -110,10 +92,7 @@ impl Contents {
     pub(crate) fn read(path: &Path) -> Result<Self, DataError> {
         let (header, mut bytes, handle) = Header::from_file(path)?;
         let left = header.length - header.data_start as u64;
-        let io = |source| DataError::Io {
-            file: header.file.clone(),
-            source,
-        };
+        let io = |source| DataError::Io { file: header.file.clone(), source };
         bytes.try_reserve_exact(left as usize).map_err(|_| {
             let rule = format!("{left} bytes do not fit into memory");
             DataError::invalid(&header.file, rule, "split the file")
@@ -121,11 +100,7 @@ impl Contents {
         handle.take(left).read_to_end(&mut bytes).map_err(io)?;
         if bytes.len() as u64 != header.length {
             let rule = "the file became shorter while it was read";
-            return Err(DataError::invalid(
-                &header.file,
-                rule,
-                "wait until it is written, then try again",
-            ));
+            return Err(DataError::invalid(&header.file, rule, "wait until it is written, then try again"));
         }
         let hash = hex(&Sha256::digest(&bytes));
         Ok(Self { header, hash, bytes })
@@ -135,11 +110,7 @@ impl Contents {
     pub(crate) fn tensor(&self, name: &str) -> Option<(&TensorInfo, &[u8])> {
         let info = self.header.tensors.get(name)?;
         let (start, end) = info.data_offsets;
-        Some((
-            info,
-            self.bytes
-                .get(self.header.data_start + start..self.header.data_start + end)?,
-        ))
+        Some((info, self.bytes.get(self.header.data_start + start..self.header.data_start + end)?))
     }
 }
 
@@ -165,20 +136,10 @@ impl RawHeader {
         let found = length - data_start as u64;
         if size != found {
             let rule = format!("the header announces {size} bytes of tensors, but {found} follow");
-            let remedy = if size > found {
-                "the file is truncated: fetch it again"
-            } else {
-                "make it again"
-            };
+            let remedy = if size > found { "the file is truncated: fetch it again" } else { "make it again" };
             return Err(DataError::invalid(&file, rule, remedy));
         }
-        Ok(Header {
-            file,
-            tensors: self.tensors,
-            metadata: self.metadata,
-            data_start,
-            length,
-        })
+        Ok(Header { file, tensors: self.tensors, metadata: self.metadata, data_start, length })
     }
 }
 
@@ -193,10 +154,7 @@ impl<'de> Deserialize<'de> for RawHeader {
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<RawHeader, A::Error> {
-                let mut header = RawHeader {
-                    tensors: BTreeMap::new(),
-                    metadata: BTreeMap::new(),
-                };
+                let mut header = RawHeader { tensors: BTreeMap::new(), metadata: BTreeMap::new() };
                 while let Some(name) = map.next_key::<String>()? {
                     if name == "__metadata__" {
                         header.metadata = map.next_value()?;

@@ -132,25 +132,14 @@ impl SplitConfig {
             ),
         ];
         if let Some((_, field, rule)) = rules.iter().find(|(broken, ..)| *broken) {
-            return Err(ConfigError::new(
-                format!("split.{field}"),
-                self.shown(field),
-                *rule,
-            ));
+            return Err(ConfigError::new(format!("split.{field}"), self.shown(field), *rule));
         }
-        for (field, value) in [
-            ("val_fraction", self.val_fraction),
-            ("test_fraction", self.test_fraction),
-        ] {
+        for (field, value) in [("val_fraction", self.val_fraction), ("test_fraction", self.test_fraction)] {
             let good = |f: f64| f > 0.0 && f <= 0.9;
             if let Some(value) = value
                 && !good(value)
             {
-                return Err(ConfigError::new(
-                    format!("split.{field}"),
-                    value,
-                    "must be a share in (0, 0.9]",
-                ));
+                return Err(ConfigError::new(format!("split.{field}"), value, "must be a share in (0, 0.9]"));
             }
         }
         Ok(())
@@ -158,8 +147,7 @@ impl SplitConfig {
 
     fn shown(&self, field: &str) -> String {
         let json = serde_json::to_value(self).unwrap_or_default();
-        json.get(field)
-            .map_or("(not set)".to_owned(), ToString::to_string)
+        json.get(field).map_or("(not set)".to_owned(), ToString::to_string)
     }
 }
 
@@ -202,14 +190,8 @@ impl Splits {
         }
         for (m, x) in data.inputs.iter() {
             if !self.train.iter().any(|&row| x.is_present(row)) {
-                let rule = format!(
-                    "modality `{}` is missing in every training row",
-                    data.modalities.name(m)
-                );
-                return fault(
-                    rule,
-                    "leave it out of `data.modalities`, or train on rows that have it",
-                );
+                let rule = format!("modality `{}` is missing in every training row", data.modalities.name(m));
+                return fault(rule, "leave it out of `data.modalities`, or train on rows that have it");
             }
         }
         Ok(())
@@ -231,11 +213,7 @@ impl Dataset {
             let all: Vec<usize> = (0..self.rows()).collect();
             let group = self.group("test", config.test_group.as_deref())?;
             let (train, test) = carve(&all, fraction, &self.labels, group, rng.stream("test"));
-            Splits {
-                train,
-                val: Vec::new(),
-                test,
-            }
+            Splits { train, val: Vec::new(), test }
         } else {
             self.by_name(config)?
         };
@@ -257,17 +235,11 @@ impl Dataset {
     }
 
     fn group(&self, part: &str, column: Option<&str>) -> Result<Option<&[i64]>, ConfigError> {
-        column
-            .map(|name| self.column(&format!("data.split.{part}_group"), name))
-            .transpose()
+        column.map(|name| self.column(&format!("data.split.{part}_group"), name)).transpose()
     }
 
     fn by_name(&self, config: &SplitConfig) -> Result<Splits, DataError> {
-        let find = |name: &str| {
-            self.indices
-                .get(name)
-                .or_else(|| self.indices.get(&format!("{name}_index")))
-        };
+        let find = |name: &str| self.indices.get(name).or_else(|| self.indices.get(&format!("{name}_index")));
         let list = |field: &str, name: Option<&str>| {
             let wanted = name.map_or_else(|| format!("{field}_index"), str::to_owned);
             if let Some(rows) = find(&wanted) {
@@ -282,20 +254,13 @@ impl Dataset {
                 );
                 return Err(ConfigError::new(field, "(not set)", rule));
             }
-            Err(ConfigError::unknown(
-                field,
-                &wanted,
-                &self.indices.keys().collect::<Vec<_>>(),
-            ))
+            Err(ConfigError::unknown(field, &wanted, &self.indices.keys().collect::<Vec<_>>()))
         };
         let train = list("train", config.train.as_deref())?;
         let test = list("test", config.test.as_deref())?;
         let own_val = config.train.is_none() && config.val_fraction.is_none() && find("val_index").is_some();
-        let val = if config.val.is_some() || own_val {
-            list("val", config.val.as_deref())?
-        } else {
-            Vec::new()
-        };
+        let val =
+            if config.val.is_some() || own_val { list("val", config.val.as_deref())? } else { Vec::new() };
         Ok(Splits { train, val, test })
     }
 
@@ -311,11 +276,7 @@ impl Dataset {
                 return Err(ConfigError::new(format!("data.split.{field}"), fold, rule).into());
             }
         }
-        let mut splits = Splits {
-            train: Vec::new(),
-            val: Vec::new(),
-            test: Vec::new(),
-        };
+        let mut splits = Splits { train: Vec::new(), val: Vec::new(), test: Vec::new() };
         for (row, &fold) in folds.iter().enumerate() {
             if fold == test_fold {
                 splits.test.push(row);

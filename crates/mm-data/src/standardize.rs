@@ -30,20 +30,13 @@ impl Standardizer {
         }
         let stats = data.inputs.try_map(|m, x| {
             statistics(x, &rows).ok_or_else(|| {
-                let rule = format!(
-                    "modality `{}` is missing in every training row",
-                    data.modalities.name(m)
-                );
+                let rule = format!("modality `{}` is missing in every training row", data.modalities.name(m));
                 let remedy = "leave it out of `data.modalities`, or train on rows that have it";
                 DataError::split(&data.origin, rule, remedy)
             })
         })?;
         let (mean, std) = stats.into_values().into_iter().unzip();
-        Ok(Self {
-            modalities: data.modalities.clone(),
-            mean: Modal::new(mean),
-            std: Modal::new(std),
-        })
+        Ok(Self { modalities: data.modalities.clone(), mean: Modal::new(mean), std: Modal::new(std) })
     }
 
     /// The modalities it was fitted on.
@@ -69,11 +62,7 @@ impl Standardizer {
                 data.modalities.names().join(", "),
                 self.modalities.names().join(", ")
             );
-            return Err(DataError::invalid(
-                &data.origin,
-                rule,
-                "name the same ones in the same order",
-            ));
+            return Err(DataError::invalid(&data.origin, rule, "name the same ones in the same order"));
         }
         let origin = data.origin.clone();
         self.apply_inputs(&origin, &mut data.inputs)
@@ -82,16 +71,9 @@ impl Standardizer {
     /// Standardises inputs such as those of [`crate::load_inputs`] in place; `origin` names them in messages.
     pub fn apply_inputs(&self, origin: &str, inputs: &mut Modal<Matrix>) -> Result<(), DataError> {
         if inputs.len() != self.modalities.len() {
-            let rule = format!(
-                "{} modalities, but the statistics are of {}",
-                inputs.len(),
-                self.modalities.len()
-            );
-            return Err(DataError::invalid(
-                origin,
-                rule,
-                "give the modalities of the training set",
-            ));
+            let rule =
+                format!("{} modalities, but the statistics are of {}", inputs.len(), self.modalities.len());
+            return Err(DataError::invalid(origin, rule, "give the modalities of the training set"));
         }
         for (m, x) in inputs.iter_mut() {
             let (mean, std, name) = (&self.mean[m], &self.std[m], self.modalities.name(m));
@@ -101,11 +83,7 @@ impl Standardizer {
                     x.dim,
                     mean.len()
                 );
-                return Err(DataError::invalid(
-                    origin,
-                    rule,
-                    "give the features of the training set",
-                ));
+                return Err(DataError::invalid(origin, rule, "give the features of the training set"));
             }
             for row in 0..x.rows {
                 if !x.is_present(row) {
@@ -118,12 +96,7 @@ impl Standardizer {
                 if let Some(column) = values.iter().position(|v| !v.is_finite()) {
                     let place = format!("row {row}, modality `{name}`, column {column}");
                     let rule = "the value is too far from the training mean for 32-bit floats";
-                    return Err(DataError::row(
-                        origin,
-                        place,
-                        rule,
-                        "repair the value or drop the feature",
-                    ));
+                    return Err(DataError::row(origin, place, rule, "repair the value or drop the feature"));
                 }
             }
         }
@@ -151,18 +124,10 @@ impl Standardizer {
             let name = format!("{kind}_{}", modalities.name(m));
             let Some(tensor) = tensors.get(&name) else {
                 let rule = format!("there is no tensor `{name}`");
-                return Err(DataError::invalid(
-                    "standardisation",
-                    rule,
-                    "save it with the model",
-                ));
+                return Err(DataError::invalid("standardisation", rule, "save it with the model"));
             };
             let values = tensor.flatten_all()?.to_dtype(DType::F64)?.to_vec1::<f64>()?;
-            if values.is_empty()
-                || values
-                    .iter()
-                    .any(|v| !v.is_finite() || (kind == "std" && *v <= 0.0))
-            {
+            if values.is_empty() || values.iter().any(|v| !v.is_finite() || (kind == "std" && *v <= 0.0)) {
                 let rule = format!("tensor `{name}` is empty or has a value that is not allowed");
                 let remedy = "means are finite and standard deviations above 0: save it again";
                 return Err(DataError::invalid("standardisation", rule, remedy));
@@ -177,21 +142,13 @@ impl Standardizer {
                 return Err(DataError::invalid("standardisation", rule, "save it again"));
             }
         }
-        Ok(Self {
-            modalities: modalities.clone(),
-            mean,
-            std,
-        })
+        Ok(Self { modalities: modalities.clone(), mean, std })
     }
 }
 
 /// Mean and spread of each feature over those of `rows` that are present; `None` where none is.
 fn statistics(x: &Matrix, rows: &[usize]) -> Option<(Vec<f64>, Vec<f64>)> {
-    let rows = || {
-        rows.iter()
-            .filter(|&&row| x.is_present(row))
-            .map(|&row| x.row(row))
-    };
+    let rows = || rows.iter().filter(|&&row| x.is_present(row)).map(|&row| x.row(row));
     let first = rows().next()?;
     let count = rows().count() as f64;
     let mut mean = vec![0f64; x.dim];

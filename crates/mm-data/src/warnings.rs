@@ -4,17 +4,8 @@ use crate::{DataError, Dataset, Splits};
 use std::collections::BTreeSet;
 
 /// Columns that by their name say who or what a row comes from.
-const GROUP_COLUMNS: [&str; 9] = [
-    "actor",
-    "group",
-    "patient",
-    "patient_id",
-    "speaker",
-    "subject",
-    "user",
-    "video",
-    "video_id",
-];
+const GROUP_COLUMNS: [&str; 9] =
+    ["actor", "group", "patient", "patient_id", "speaker", "subject", "user", "video", "video_id"];
 
 impl Dataset {
     /// One sentence for each of `columns` whose values occur in two parts: a model may then recognise the actor, the
@@ -47,10 +38,7 @@ impl Dataset {
     /// `speaker`, `subject`, `user`, `video`, …), classes that are reported on but not trained on, and rows that have
     /// none of the modalities.
     pub fn warnings(&self, splits: &Splits) -> Vec<String> {
-        let groups: Vec<&str> = GROUP_COLUMNS
-            .into_iter()
-            .filter(|g| self.columns.contains_key(*g))
-            .collect();
+        let groups: Vec<&str> = GROUP_COLUMNS.into_iter().filter(|g| self.columns.contains_key(*g)).collect();
         let mut found = self.group_overlap(splits, &groups).unwrap_or_default();
         let trained = self.class_counts(&splits.train);
         for (part, rows) in &splits.parts()[1..] {
@@ -61,9 +49,7 @@ impl Dataset {
                 .collect();
             if !unseen.is_empty() {
                 let classes = unseen.join(", ");
-                found.push(format!(
-                    "{part} has rows of classes that no training row has: {classes}"
-                ));
+                found.push(format!("{part} has rows of classes that no training row has: {classes}"));
             }
         }
         for (part, rows) in splits.parts() {

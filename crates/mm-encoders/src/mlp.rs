@@ -133,19 +133,11 @@ impl MlpConfig {
         let mut layers = Vec::with_capacity(self.hidden.len() + 1);
         let mut input = input_dim;
         for (l, &width) in self.hidden.iter().chain([&self.dim]).enumerate() {
-            let norm = if l < self.hidden.len() {
-                self.norm
-            } else {
-                Norm::None
-            };
+            let norm = if l < self.hidden.len() { self.norm } else { Norm::None };
             layers.push(Layer::new(scope.child(l), input, width, norm)?);
             input = width;
         }
-        Ok(Mlp {
-            config: self.clone(),
-            input_dim,
-            layers,
-        })
+        Ok(Mlp { config: self.clone(), input_dim, layers })
     }
 }
 
@@ -159,17 +151,9 @@ pub struct Mlp {
 
 impl Encoder for Mlp {
     fn forward(&self, x: &Tensor, mode: Mode) -> Result<Tensor> {
-        let x = if x.rank() > 2 {
-            x.flatten_from(1)?
-        } else {
-            x.clone()
-        };
+        let x = if x.rank() > 2 { x.flatten_from(1)? } else { x.clone() };
         if x.rank() != 2 || x.dim(1)? != self.input_dim {
-            bail!(
-                "the encoder needs rows of {} numbers, got inputs {:?}",
-                self.input_dim,
-                x.shape()
-            );
+            bail!("the encoder needs rows of {} numbers, got inputs {:?}", self.input_dim, x.shape());
         }
         let drop = |x: &Tensor, p: f64, place: &str| match mode.stream(place) {
             Mode::Train(rng) => dropout(x, p, rng),
@@ -239,11 +223,7 @@ impl Normalise {
         } else {
             None
         };
-        Ok(Self {
-            weight,
-            bias,
-            running,
-        })
+        Ok(Self { weight, bias, running })
     }
 
     fn forward(&self, x: &Tensor, mode: Mode) -> Result<Tensor> {

@@ -81,10 +81,7 @@ impl Fusion for Concat {
     }
 
     fn head(&self) -> Head<'_> {
-        Head::Split {
-            weights: self.blocks.values().iter().collect(),
-            bias: Some(&self.bias),
-        }
+        Head::Split { weights: self.blocks.values().iter().collect(), bias: Some(&self.bias) }
     }
 }
 
@@ -113,9 +110,7 @@ mod tests {
             p.var().set(&p.var().affine(-2.0, 0.0).unwrap()).unwrap();
         }
         assert_close(&fused(&fusion), &before.affine(-2.0, 0.0).unwrap(), 1e-12);
-        let Head::Split { weights, .. } = fusion.head() else {
-            panic!("a split head")
-        };
+        let Head::Split { weights, .. } = fusion.head() else { panic!("a split head") };
         let rebuilt = Tensor::cat(weights.values(), 1).unwrap();
         assert_close(&rebuilt, store.find("fusion.weight").unwrap().var(), 0.0);
     }

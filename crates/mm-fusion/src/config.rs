@@ -49,12 +49,9 @@ impl Default for FusionConfig {
 impl FusionConfig {
     /// The fusion called `name` with its default settings; an unknown name is an error that lists the known ones.
     pub fn named(name: &str) -> std::result::Result<Self, ConfigError> {
-        all()
-            .into_iter()
-            .find(|config| config.name() == name)
-            .ok_or_else(|| {
-                ConfigError::unknown(format!("{FIELD}.kind"), name, &catalogue().map(|info| info.name))
-            })
+        all().into_iter().find(|config| config.name() == name).ok_or_else(|| {
+            ConfigError::unknown(format!("{FIELD}.kind"), name, &catalogue().map(|info| info.name))
+        })
     }
 
     /// Its name, as `kind` has it.
@@ -98,17 +95,10 @@ impl FusionConfig {
     ) -> Result<Box<dyn Fusion>> {
         self.check(modalities).map_err(candle_core::Error::wrap)?;
         if dims.len() != modalities.len() {
-            bail!(
-                "{} feature widths for {} modalities",
-                dims.len(),
-                modalities.len()
-            );
+            bail!("{} feature widths for {} modalities", dims.len(), modalities.len());
         }
         if classes == 0 || dims.values().contains(&0) {
-            bail!(
-                "a fusion needs at least one class and one feature, got {classes} and {:?}",
-                dims.values()
-            );
+            bail!("a fusion needs at least one class and one feature, got {classes} and {:?}", dims.values());
         }
         Ok(match self {
             Self::LateLinear(c) => Box::new(c.build(scope, modalities, dims, classes)?),

@@ -42,11 +42,7 @@ pub const INFO: FusionInfo = FusionInfo {
     name: "film",
     summary: "one modality scales and shifts the features of the others",
     unimodal: "by masking the other modalities, or from heads on the encoders",
-    parameters: &[
-        "fusion.film.<modality>.{weight,bias}",
-        "fusion.out.<modality>.weight",
-        "fusion.out.bias",
-    ],
+    parameters: &["fusion.film.<modality>.{weight,bias}", "fusion.out.<modality>.weight", "fusion.out.bias"],
 };
 
 /// Settings of [`Film`].
@@ -82,18 +78,11 @@ impl FilmConfig {
         for (m, &dim) in others() {
             let name = modalities.name(m);
             let film = Linear::new(scope.child("film").at(name), dims[conditioner], 2 * dim)?;
-            let out = scope
-                .child("out")
-                .at(name)
-                .param("weight", (classes, dim), init)?;
+            let out = scope.child("out").at(name).param("weight", (classes, dim), init)?;
             branches.push(Branch { m, dim, film, out });
         }
         let bias = scope.child("out").param("bias", classes, init)?;
-        Ok(Film {
-            conditioner,
-            branches,
-            bias,
-        })
+        Ok(Film { conditioner, branches, bias })
     }
 }
 
@@ -136,45 +125,23 @@ mod tests {
 
     #[test]
     fn equals_its_equation() {
-        let config = FilmConfig {
-            conditioner: Some("b".to_owned()),
-        };
+        let config = FilmConfig { conditioner: Some("b".to_owned()) };
         let (fusion, store) = fixture(&[3, 5], |s, m, d| config.build(s, m, d, 4));
-        let value = |name: &str| {
-            store
-                .find(&format!("fusion.{name}"))
-                .unwrap()
-                .var()
-                .as_tensor()
-                .clone()
-        };
+        let value = |name: &str| store.find(&format!("fusion.{name}")).unwrap().var().as_tensor().clone();
         let map = |x: &Tensor, w: &str, b: &str| {
-            x.matmul(&value(w).t().unwrap())
-                .unwrap()
-                .broadcast_add(&value(b))
-                .unwrap()
+            x.matmul(&value(w).t().unwrap()).unwrap().broadcast_add(&value(b)).unwrap()
         };
         let z = features(&[3, 5], 6);
         let film = map(&z.values()[1], "film.a.weight", "film.a.bias");
         let (gamma, beta) = (film.narrow(1, 0, 3).unwrap(), film.narrow(1, 3, 3).unwrap());
         let modulated = ((gamma * &z.values()[0]).unwrap() + &beta).unwrap();
         let expected = map(&modulated, "out.a.weight", "out.bias");
-        assert_close(
-            &fusion.fuse(&z, &z.map(|_, _| None), Mode::Eval).unwrap(),
-            &expected,
-            1e-12,
-        );
+        assert_close(&fusion.fuse(&z, &z.map(|_, _| None), Mode::Eval).unwrap(), &expected, 1e-12);
 
         // Without the conditioner the features pass unchanged; without the conditioned one beta remains.
         let alone = |gone: usize| fusion.fuse(&z, &missing(&z, gone), Mode::Eval).unwrap();
         assert_close(&alone(1), &map(&z.values()[0], "out.a.weight", "out.bias"), 1e-12);
-        let zero = z.map(|m, h| {
-            if m.index() == 0 {
-                h.zeros_like().unwrap()
-            } else {
-                h.clone()
-            }
-        });
+        let zero = z.map(|m, h| if m.index() == 0 { h.zeros_like().unwrap() } else { h.clone() });
         let left = fusion.fuse(&zero, &missing(&z, 0), Mode::Eval).unwrap();
         assert_close(&left, &map(&beta, "out.a.weight", "out.bias"), 1e-12);
     }

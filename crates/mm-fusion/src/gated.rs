@@ -92,10 +92,7 @@ impl GatedConfig {
                 m,
                 gate: Linear::new(scope.child("gate").at(name), dims[gate], width)?,
                 value: Linear::new(scope.child("value").at(name), dim, width)?,
-                out: scope
-                    .child("out")
-                    .at(name)
-                    .param("weight", (classes, width), init)?,
+                out: scope.child("out").at(name).param("weight", (classes, width), init)?,
             });
         }
         let bias = scope.child("out").param("bias", classes, init)?;
@@ -141,33 +138,16 @@ mod tests {
     #[test]
     fn equals_its_equation() {
         let (fusion, store) = fixture(&[3, 5], |s, m, d| GatedConfig::default().build(s, m, d, 4));
-        let value = |name: &str| {
-            store
-                .find(&format!("fusion.{name}"))
-                .unwrap()
-                .var()
-                .as_tensor()
-                .clone()
-        };
+        let value = |name: &str| store.find(&format!("fusion.{name}")).unwrap().var().as_tensor().clone();
         let map = |x: &Tensor, w: &str, b: &str| {
-            x.matmul(&value(w).t().unwrap())
-                .unwrap()
-                .broadcast_add(&value(b))
-                .unwrap()
+            x.matmul(&value(w).t().unwrap()).unwrap().broadcast_add(&value(b)).unwrap()
         };
         let z = features(&[3, 5], 6);
         let gate = map(&z.values()[0], "gate.b.weight", "gate.b.bias");
-        let gate = (gate.neg().unwrap().exp().unwrap() + 1.0)
-            .unwrap()
-            .recip()
-            .unwrap();
+        let gate = (gate.neg().unwrap().exp().unwrap() + 1.0).unwrap().recip().unwrap();
         let values = map(&z.values()[1], "value.b.weight", "value.b.bias");
         let expected = map(&(gate * &values).unwrap(), "out.b.weight", "out.bias");
-        assert_close(
-            &fusion.fuse(&z, &z.map(|_, _| None), Mode::Eval).unwrap(),
-            &expected,
-            1e-12,
-        );
+        assert_close(&fusion.fuse(&z, &z.map(|_, _| None), Mode::Eval).unwrap(), &expected, 1e-12);
 
         // Without the gate the values pass unchanged.
         let open = fusion.fuse(&z, &missing(&z, 0), Mode::Eval).unwrap();
@@ -179,14 +159,8 @@ mod tests {
         for (width, expected) in [(None, 5), (Some(2), 2)] {
             let config = GatedConfig { gate: None, width };
             let (_, store) = fixture(&[3, 5], |s, m, d| config.build(s, m, d, 4));
-            assert_eq!(
-                store.find("fusion.gate.b.weight").unwrap().var().dims(),
-                [expected, 3]
-            );
-            assert_eq!(
-                store.find("fusion.out.b.weight").unwrap().var().dims(),
-                [4, expected]
-            );
+            assert_eq!(store.find("fusion.gate.b.weight").unwrap().var().dims(), [expected, 3]);
+            assert_eq!(store.find("fusion.out.b.weight").unwrap().var().dims(), [4, expected]);
         }
     }
 }

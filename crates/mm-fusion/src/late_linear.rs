@@ -53,11 +53,8 @@ impl LateLinearConfig {
         classes: usize,
     ) -> Result<LateLinear> {
         let init = Init::linear(dims.values().iter().sum());
-        let weights = dims.try_map(|m, &dim| {
-            scope
-                .child(modalities.name(m))
-                .param("weight", (classes, dim), init)
-        })?;
+        let weights =
+            dims.try_map(|m, &dim| scope.child(modalities.name(m)).param("weight", (classes, dim), init))?;
         let bias = scope.param("bias", classes, init)?;
         Ok(LateLinear { weights, bias })
     }
@@ -86,10 +83,7 @@ impl Fusion for LateLinear {
     }
 
     fn head(&self) -> Head<'_> {
-        Head::Split {
-            weights: self.weights.values().iter().collect(),
-            bias: Some(&self.bias),
-        }
+        Head::Split { weights: self.weights.values().iter().collect(), bias: Some(&self.bias) }
     }
 }
 
@@ -107,40 +101,26 @@ mod tests {
 
     #[test]
     fn equals_concat_and_linear() {
-        let (fusion, store) = fixture(&[3, 5, 2], |s, m, d| {
-            LateLinearConfig::default().build(s, m, d, 4)
-        });
+        let (fusion, store) = fixture(&[3, 5, 2], |s, m, d| LateLinearConfig::default().build(s, m, d, 4));
         let z = features(&[3, 5, 2], 6);
         let value = |name: &str| store.find(name).unwrap().var().as_tensor().clone();
         let weight = Tensor::cat(&["a", "b", "c"].map(|m| value(&format!("fusion.{m}.weight"))), 1).unwrap();
         let h = Tensor::cat(z.values(), 1).unwrap();
-        let expected = h
-            .matmul(&weight.t().unwrap())
-            .unwrap()
-            .broadcast_add(&value("fusion.bias"))
-            .unwrap();
+        let expected = h.matmul(&weight.t().unwrap()).unwrap().broadcast_add(&value("fusion.bias")).unwrap();
         let fused = fusion.fuse(&z, &z.map(|_, _| None), Mode::Eval).unwrap();
         assert_close(&fused, &expected, 1e-12);
-        let Head::Split { weights, bias } = fusion.head() else {
-            panic!("a split head")
-        };
+        let Head::Split { weights, bias } = fusion.head() else { panic!("a split head") };
         assert_eq!(weights.len(), 3);
         assert_close(bias.unwrap(), &value("fusion.bias"), 0.0);
     }
 
     #[test]
     fn starts_like_one_linear_layer() {
-        let (_, store) = fixture(&[300, 100], |s, m, d| {
-            LateLinearConfig::default().build(s, m, d, 50)
-        });
+        let (_, store) = fixture(&[300, 100], |s, m, d| LateLinearConfig::default().build(s, m, d, 50));
         for p in store.params() {
             let values = mm_core::model::to_host(p.var().as_tensor()).unwrap();
             let largest = values.iter().fold(0.0_f64, |a, v| a.max(v.abs()));
-            assert!(
-                (0.9 / 20.0..=1.0 / 20.0).contains(&largest),
-                "{}: {largest}",
-                p.name()
-            );
+            assert!((0.9 / 20.0..=1.0 / 20.0).contains(&largest), "{}: {largest}", p.name());
         }
     }
 
@@ -148,14 +128,7 @@ mod tests {
     fn a_missing_modality_contributes_its_share_of_the_bias() {
         let (fusion, store) = fixture(&[3, 5], |s, m, d| LateLinearConfig::default().build(s, m, d, 4));
         let z = features(&[3, 5], 1).map(|_, h| h.zeros_like().unwrap());
-        let half = store
-            .find("fusion.bias")
-            .unwrap()
-            .var()
-            .affine(0.5, 0.0)
-            .unwrap()
-            .unsqueeze(0)
-            .unwrap();
+        let half = store.find("fusion.bias").unwrap().var().affine(0.5, 0.0).unwrap().unsqueeze(0).unwrap();
         for part in fusion.split_logits(&z).unwrap().unwrap().values() {
             assert_close(part, &half, 0.0);
         }

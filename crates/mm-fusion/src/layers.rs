@@ -14,10 +14,7 @@ impl Linear {
     pub(crate) fn new(mut scope: Scope<'_>, input: usize, output: usize) -> Result<Self> {
         let weight = scope.param("weight", (output, input), Init::linear(input))?;
         let bias = scope.param("bias", output, Init::linear(input))?;
-        Ok(Self {
-            weight,
-            bias: Some(bias),
-        })
+        Ok(Self { weight, bias: Some(bias) })
     }
 
     pub(crate) fn without_bias(mut scope: Scope<'_>, input: usize, output: usize) -> Result<Self> {
@@ -61,11 +58,7 @@ pub(crate) fn at_least_two(kind: &str, modalities: &Modalities) -> std::result::
     if modalities.len() >= 2 {
         return Ok(());
     }
-    Err(ConfigError::new(
-        "kind",
-        format!("\"{kind}\""),
-        "needs at least two modalities, there is one",
-    ))
+    Err(ConfigError::new("kind", format!("\"{kind}\""), "needs at least two modalities, there is one"))
 }
 
 pub(crate) fn check_dropout(value: f64) -> std::result::Result<(), ConfigError> {

@@ -63,11 +63,7 @@ pub struct MidMlpConfig {
 
 impl Default for MidMlpConfig {
     fn default() -> Self {
-        Self {
-            layers: 3,
-            width: 64,
-            dropout: 0.1,
-        }
+        Self { layers: 3, width: 64, dropout: 0.1 }
     }
 }
 
@@ -93,23 +89,14 @@ impl MidMlpConfig {
         self.check().map_err(candle_core::Error::wrap)?;
         let (width, init) = (self.width, Init::linear(dims.values().iter().sum()));
         let first = dims.try_map(|m, &dim| {
-            scope
-                .child("in")
-                .at(modalities.name(m))
-                .param("weight", (width, dim), init)
+            scope.child("in").at(modalities.name(m)).param("weight", (width, dim), init)
         })?;
         let bias = scope.param("in_bias", width, init)?;
         let hidden = (0..self.layers - 2)
             .map(|l| Linear::new(scope.child("hidden").at(l), width, width))
             .collect::<Result<_>>()?;
         let out = Linear::new(scope.child("out"), width, classes)?;
-        Ok(MidMlp {
-            first,
-            bias,
-            hidden,
-            out,
-            dropout: self.dropout,
-        })
+        Ok(MidMlp { first, bias, hidden, out, dropout: self.dropout })
     }
 }
 
@@ -146,44 +133,24 @@ mod tests {
 
     #[test]
     fn equals_its_equations() {
-        let config = MidMlpConfig {
-            width: 7,
-            ..MidMlpConfig::default()
-        };
+        let config = MidMlpConfig { width: 7, ..MidMlpConfig::default() };
         let (fusion, store) = fixture(&[3, 5], |s, m, d| config.build(s, m, d, 4));
-        let value = |name: &str| {
-            store
-                .find(&format!("fusion.{name}"))
-                .unwrap()
-                .var()
-                .as_tensor()
-                .clone()
-        };
+        let value = |name: &str| store.find(&format!("fusion.{name}")).unwrap().var().as_tensor().clone();
         let map = |x: &Tensor, w: &str, b: &str| {
-            x.matmul(&value(w).t().unwrap())
-                .unwrap()
-                .broadcast_add(&value(b))
-                .unwrap()
+            x.matmul(&value(w).t().unwrap()).unwrap().broadcast_add(&value(b)).unwrap()
         };
         let z = features(&[3, 5], 6);
         let second = z.values()[1].matmul(&value("in.b.weight").t().unwrap()).unwrap();
         let a = (map(&z.values()[0], "in.a.weight", "in_bias") + second).unwrap();
         let a = map(&a.relu().unwrap(), "hidden.0.weight", "hidden.0.bias");
         let expected = map(&a.relu().unwrap(), "out.weight", "out.bias");
-        assert_close(
-            &fusion.fuse(&z, &z.map(|_, _| None), Mode::Eval).unwrap(),
-            &expected,
-            1e-12,
-        );
+        assert_close(&fusion.fuse(&z, &z.map(|_, _| None), Mode::Eval).unwrap(), &expected, 1e-12);
         assert_eq!(store.len(), 7);
     }
 
     #[test]
     fn the_paper_has_one_map_less() {
-        let config = MidMlpConfig {
-            layers: 2,
-            ..MidMlpConfig::default()
-        };
+        let config = MidMlpConfig { layers: 2, ..MidMlpConfig::default() };
         let (_, store) = fixture(&[3, 5], |s, m, d| config.build(s, m, d, 4));
         assert_eq!(store.len(), 5);
         assert!(MidMlpConfig { layers: 1, ..config }.check().is_err());

@@ -89,11 +89,7 @@ mod tests {
         let zeros = features(&[3, 5], 2).map(|_, h| h.zeros_like().unwrap());
         let parts = fusion.split_logits(&zeros).unwrap().unwrap();
         for (m, name) in [(0, "a"), (1, "b")] {
-            let bias = store
-                .find(&format!("fusion.{name}.bias"))
-                .unwrap()
-                .var()
-                .as_tensor();
+            let bias = store.find(&format!("fusion.{name}.bias")).unwrap().var().as_tensor();
             assert_close(&parts.values()[m], &bias.broadcast_as((2, 4)).unwrap(), 0.0);
         }
         assert!(matches!(fusion.head(), mm_core::Head::Opaque));

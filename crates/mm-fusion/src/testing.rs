@@ -10,12 +10,7 @@ pub(crate) fn fixture<F>(
 ) -> (F, ParamStore) {
     let mut store = ParamStore::new(5, DType::F64, &Device::Cpu);
     let modalities = Modalities::new(["a", "b", "c"].into_iter().take(dims.len())).unwrap();
-    let fusion = build(
-        store.root().at("fusion"),
-        &modalities,
-        &dims.iter().copied().collect(),
-    )
-    .unwrap();
+    let fusion = build(store.root().at("fusion"), &modalities, &dims.iter().copied().collect()).unwrap();
     (fusion, store)
 }
 

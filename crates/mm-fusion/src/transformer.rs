@@ -82,14 +82,7 @@ pub struct TransformerConfig {
 
 impl Default for TransformerConfig {
     fn default() -> Self {
-        Self {
-            dim: None,
-            layers: 2,
-            heads: 8,
-            feed_forward: 4,
-            dropout: 0.1,
-            token_std: 1.0,
-        }
+        Self { dim: None, layers: 2, heads: 8, feed_forward: 4, dropout: 0.1, token_std: 1.0 }
     }
 }
 
@@ -121,10 +114,7 @@ impl TransformerConfig {
         self.check().map_err(candle_core::Error::wrap)?;
         let widest = dims.values().iter().copied().max().unwrap_or(1);
         let dim = self.dim.unwrap_or_else(|| widest.next_multiple_of(self.heads));
-        let token = Init::Normal {
-            mean: 0.0,
-            std: self.token_std,
-        };
+        let token = Init::Normal { mean: 0.0, std: self.token_std };
         let cls = scope.param("cls", dim, token)?;
         let offsets = dims.try_map(|m, _| scope.child("token").param(modalities.name(m), dim, token))?;
         let project =
@@ -134,14 +124,7 @@ impl TransformerConfig {
             .collect::<Result<_>>()?;
         let norm = Norm::new(scope.child("norm"), dim)?;
         let out = Linear::new(scope.child("out"), dim, classes)?;
-        Ok(Transformer {
-            cls,
-            offsets,
-            project,
-            layers,
-            norm,
-            out,
-        })
+        Ok(Transformer { cls, offsets, project, layers, norm, out })
     }
 }
 
@@ -182,10 +165,7 @@ impl Fusion for Transformer {
 /// (B, 1 + ΣN_m), 1 where a token may be attended to; nothing where that is everywhere.
 fn key_mask(tokens: &Modal<Tensor>, present: &Modal<Option<Presence>>) -> Result<Option<Tensor>> {
     let (rows, device) = (tokens.values()[0].dim(0)?, tokens.values()[0].device());
-    if present
-        .iter()
-        .all(|(_, p)| p.as_ref().is_none_or(|p| p.count() == rows))
-    {
+    if present.iter().all(|(_, p)| p.as_ref().is_none_or(|p| p.count() == rows)) {
         return Ok(None);
     }
     let counts = tokens.try_map(|_, t| t.dim(1))?;
@@ -229,28 +209,13 @@ impl Layer {
         let up = Linear::new(f.child("up"), dim, inner)?;
         let down = Linear::new(f.child("down"), inner, dim)?;
         let (heads, dropout) = (config.heads, config.dropout);
-        Ok(Self {
-            attention_norm,
-            query,
-            key,
-            value,
-            out,
-            feed_forward_norm,
-            up,
-            down,
-            heads,
-            dropout,
-        })
+        Ok(Self { attention_norm, query, key, value, out, feed_forward_norm, up, down, heads, dropout })
     }
 
     fn forward(&self, x: &Tensor, mask: Option<&Tensor>, mode: Mode) -> Result<Tensor> {
         let drop = |x: &Tensor, place: &str| dropout(x, self.dropout, mode.stream(place));
         let h = self.attention_norm.forward(x)?;
-        let (q, k, v) = (
-            self.query.forward(&h)?,
-            self.key.forward(&h)?,
-            self.value.forward(&h)?,
-        );
+        let (q, k, v) = (self.query.forward(&h)?, self.key.forward(&h)?, self.value.forward(&h)?);
         let h = self.out.forward(&attention(&q, &k, &v, mask, self.heads)?)?;
         let x = (x + drop(&h, "attention")?)?;
         let h = gelu(&self.up.forward(&self.feed_forward_norm.forward(&x)?)?)?;
@@ -285,40 +250,18 @@ mod tests {
     use mm_testkit::assert_close;
 
     fn config() -> TransformerConfig {
-        TransformerConfig {
-            heads: 2,
-            layers: 2,
-            ..TransformerConfig::default()
-        }
+        TransformerConfig { heads: 2, layers: 2, ..TransformerConfig::default() }
     }
 
     #[test]
     fn the_width_suits_the_features_and_the_heads() {
         let (_, store) = fixture(&[3, 5], |s, m, d| config().build(s, m, d, 4));
         assert_eq!(store.find("fusion.cls").unwrap().var().dims(), [6]);
-        assert_eq!(
-            store
-                .find("fusion.layer.1.feed_forward.up.weight")
-                .unwrap()
-                .var()
-                .dims(),
-            [24, 6]
-        );
-        let wide = TransformerConfig {
-            dim: Some(10),
-            ..config()
-        };
+        assert_eq!(store.find("fusion.layer.1.feed_forward.up.weight").unwrap().var().dims(), [24, 6]);
+        let wide = TransformerConfig { dim: Some(10), ..config() };
         let (_, store) = fixture(&[3, 5], |s, m, d| wide.build(s, m, d, 4));
-        assert_eq!(
-            store.find("fusion.project.b.weight").unwrap().var().dims(),
-            [10, 5]
-        );
-        let error = TransformerConfig {
-            dim: Some(9),
-            ..config()
-        }
-        .check()
-        .unwrap_err();
+        assert_eq!(store.find("fusion.project.b.weight").unwrap().var().dims(), [10, 5]);
+        let error = TransformerConfig { dim: Some(9), ..config() }.check().unwrap_err();
         assert_eq!(error.to_string(), "dim = 9: must be a multiple of heads = 2");
     }
 
@@ -332,13 +275,8 @@ mod tests {
         });
         let logits = |z: &Features| fusion.fuse(z, &z.map(|_, _| None), Mode::Eval).unwrap();
         let order = Tensor::new(&[3u32, 0, 4, 1, 2], &Device::Cpu).unwrap();
-        let shuffled = maps.map(|m, h| {
-            if m.index() == 0 {
-                h.index_select(&order, 1).unwrap()
-            } else {
-                h.clone()
-            }
-        });
+        let shuffled =
+            maps.map(|m, h| if m.index() == 0 { h.index_select(&order, 1).unwrap() } else { h.clone() });
         assert_close(&logits(&shuffled), &logits(&maps), 1e-12);
         let single = one.map(|_, h| h.unsqueeze(1).unwrap());
         assert_close(&logits(&single), &logits(&one), 1e-12);
@@ -348,10 +286,7 @@ mod tests {
     fn a_masked_modality_is_as_if_it_did_not_exist() {
         let (fusion, store) = fixture(&[4, 6], |s, m, d| config().build(s, m, d, 3));
         // The same parameters by name; only the width must not change with the second modality.
-        let alone = TransformerConfig {
-            dim: Some(6),
-            ..config()
-        };
+        let alone = TransformerConfig { dim: Some(6), ..config() };
         let (single, own) = fixture(&[4], |s, m, d| alone.build(s, m, d, 3));
         assert!(own.params().iter().all(|p| store.find(p.name()).is_some()));
         let z = features(&[4, 6], 3);
@@ -366,9 +301,7 @@ mod tests {
         let (fusion, _) = fixture(&[4, 6], |s, m, d| config().build(s, m, d, 3));
         let z = features(&[4, 6], 2);
         let none = Presence::new(vec![true, false], DType::F64, &Device::Cpu).unwrap();
-        let logits = fusion
-            .fuse(&z, &z.map(|_, _| Some(none.clone())), Mode::Eval)
-            .unwrap();
+        let logits = fusion.fuse(&z, &z.map(|_, _| Some(none.clone())), Mode::Eval).unwrap();
         let logits = mm_core::model::to_host(&logits).unwrap();
         assert!(logits.iter().all(|v| v.is_finite()));
     }

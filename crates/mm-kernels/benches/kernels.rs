@@ -12,9 +12,7 @@ const SHAPES: [(usize, usize); 3] = [(64, 64), (64, 512), (256, 512)];
 
 fn normal(shape: &[usize], seed: u64) -> Result<Tensor> {
     let mut draws = StepRng::new(seed).draws();
-    let values: Vec<f32> = (0..shape.iter().product())
-        .map(|_| draws.normal() as f32)
-        .collect();
+    let values: Vec<f32> = (0..shape.iter().product()).map(|_| draws.normal() as f32).collect();
     Tensor::from_vec(values, shape, &Device::Cpu)
 }
 
@@ -28,11 +26,7 @@ fn compare(c: &mut Criterion, group: &str, label: &str, elements: usize, rows: &
         group.bench_function(BenchmarkId::new(*name, format!("f32 cpu {label}")), |b| {
             b.iter(|| {
                 let y = f().expect("forward");
-                let loss = if y.rank() == 0 {
-                    y
-                } else {
-                    y.sum_all().expect("sum")
-                };
+                let loss = if y.rank() == 0 { y } else { y.sum_all().expect("sum") };
                 black_box(loss.backward().expect("backward"))
             });
         });
@@ -44,10 +38,8 @@ fn layers(c: &mut Criterion) -> Result<()> {
     for (batch, width) in SHAPES {
         let x = normal(&[batch, width], 1)?;
         let leaf = Var::from_tensor(&x)?;
-        let (w, b) = (
-            Var::from_tensor(&normal(&[width, width], 2)?)?,
-            Var::from_tensor(&normal(&[width], 3)?)?,
-        );
+        let (w, b) =
+            (Var::from_tensor(&normal(&[width, width], 2)?)?, Var::from_tensor(&normal(&[width], 3)?)?);
         let label = format!("B{batch} {width}x{width}");
         for (group, x) in [("linear on data", &x), ("linear", leaf.as_tensor())] {
             compare(
@@ -62,20 +54,8 @@ fn layers(c: &mut Criterion) -> Result<()> {
             );
         }
         let (label, n, x) = (format!("B{batch} D{width}"), batch * width, leaf.as_tensor());
-        compare(
-            c,
-            "relu",
-            &label,
-            n,
-            &[("ours", &|| mm_kernels::relu(x)), ("candle", &|| x.relu())],
-        );
-        compare(
-            c,
-            "gelu",
-            &label,
-            n,
-            &[("ours", &|| mm_kernels::gelu(x)), ("candle", &|| x.gelu_erf())],
-        );
+        compare(c, "relu", &label, n, &[("ours", &|| mm_kernels::relu(x)), ("candle", &|| x.relu())]);
+        compare(c, "gelu", &label, n, &[("ours", &|| mm_kernels::gelu(x)), ("candle", &|| x.gelu_erf())]);
         compare(
             c,
             "layer_norm",
@@ -102,16 +82,11 @@ fn layers(c: &mut Criterion) -> Result<()> {
             &label,
             n,
             &[
-                ("ours", &|| {
-                    Ok(mm_kernels::batch_norm_train(x, Some(&b), Some(&b), 1e-5)?.y)
-                }),
+                ("ours", &|| Ok(mm_kernels::batch_norm_train(x, Some(&b), Some(&b), 1e-5)?.y)),
                 ("candle", &|| {
                     let centred = x.broadcast_sub(&x.mean_keepdim(0)?)?;
                     let deviation = (centred.sqr()?.mean_keepdim(0)? + 1e-5)?.sqrt()?;
-                    centred
-                        .broadcast_div(&deviation)?
-                        .broadcast_mul(&b)?
-                        .broadcast_add(&b)
+                    centred.broadcast_div(&deviation)?.broadcast_mul(&b)?.broadcast_add(&b)
                 }),
             ],
         );
@@ -142,21 +117,13 @@ fn optimisers(c: &mut Criterion) -> Result<()> {
     use candle_nn::Optimizer;
     for width in [64, 512] {
         let shape = [width, width];
-        let (p, g) = (
-            Var::from_tensor(&normal(&shape, 1)?)?,
-            (normal(&shape, 2)? * 1e-3)?,
-        );
+        let (p, g) = (Var::from_tensor(&normal(&shape, 1)?)?, (normal(&shape, 2)? * 1e-3)?);
         let zeros = || Var::zeros(&shape, DType::F32, &Device::Cpu);
         let (m, v) = (zeros()?, zeros()?);
         let label = format!("f32 cpu {width}x{width}");
         let mut group = c.benchmark_group("optim");
         group.throughput(Throughput::Elements((width * width) as u64));
-        let sgd = SgdStep {
-            lr: 1e-6,
-            momentum: 0.9,
-            weight_decay: 1e-4,
-            ..SgdStep::default()
-        };
+        let sgd = SgdStep { lr: 1e-6, momentum: 0.9, weight_decay: 1e-4, ..SgdStep::default() };
         group.bench_function(BenchmarkId::new("sgd momentum, ours", &label), |b| {
             b.iter(|| mm_kernels::sgd_step(&p, &g, Some(&m), &sgd).expect("step"));
         });
@@ -168,20 +135,12 @@ fn optimisers(c: &mut Criterion) -> Result<()> {
             };
             b.iter(|| step().expect("step"));
         });
-        let adam = AdamStep {
-            lr: 1e-6,
-            weight_decay: 1e-4,
-            step: 10,
-            ..AdamStep::default()
-        };
+        let adam = AdamStep { lr: 1e-6, weight_decay: 1e-4, step: 10, ..AdamStep::default() };
         group.bench_function(BenchmarkId::new("adamw, ours", &label), |b| {
             b.iter(|| mm_kernels::adamw_step(&p, &g, &m, &v, &adam).expect("step"));
         });
-        let params = candle_nn::ParamsAdamW {
-            lr: 1e-6,
-            weight_decay: 1e-4,
-            ..candle_nn::ParamsAdamW::default()
-        };
+        let params =
+            candle_nn::ParamsAdamW { lr: 1e-6, weight_decay: 1e-4, ..candle_nn::ParamsAdamW::default() };
         let mut theirs = candle_nn::AdamW::new(vec![p.clone()], params)?;
         let mut grads = p.as_tensor().sum_all()?.backward()?;
         grads.insert(p.as_tensor(), g.clone());
@@ -194,10 +153,7 @@ fn optimisers(c: &mut Criterion) -> Result<()> {
 }
 
 fn all(c: &mut Criterion) {
-    layers(c)
-        .and_then(|()| losses(c))
-        .and_then(|()| optimisers(c))
-        .expect("bench");
+    layers(c).and_then(|()| losses(c)).and_then(|()| optimisers(c)).expect("bench");
 }
 
 criterion_group! {

@@ -124,11 +124,7 @@ impl Activation for Gelu {
 #[inline]
 fn gate<T: Real>(x: T, y: T) -> T {
     let tiny = T::from_f64(1e-30);
-    if x < tiny && x > -tiny {
-        T::from_f64(0.5)
-    } else {
-        y / x
-    }
+    if x < tiny && x > -tiny { T::from_f64(0.5) } else { y / x }
 }
 
 /// The cubic coefficient of the tanh form.

@@ -22,21 +22,14 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>, head
     let (batch, queries, width) = q.dims3()?;
     let keys = k.dim(1)?;
     if k.dims() != [batch, keys, width] || v.dims() != k.dims() {
-        bail!(
-            "attention: k {:?} and v {:?} do not fit q {:?}",
-            k.shape(),
-            v.shape(),
-            q.shape()
-        )
+        bail!("attention: k {:?} and v {:?} do not fit q {:?}", k.shape(), v.shape(), q.shape())
     }
     if heads == 0 || width % heads != 0 {
         bail!("attention: {heads} heads do not divide a width of {width}")
     }
     let split = |x: &Tensor| {
         let n = x.dim(1)?;
-        x.reshape((batch, n, heads, width / heads))?
-            .transpose(1, 2)?
-            .contiguous()
+        x.reshape((batch, n, heads, width / heads))?.transpose(1, 2)?.contiguous()
     };
     let scaled = (q * (heads as f64 / width as f64).sqrt())?;
     let scores = split(&scaled)?.matmul(&split(k)?.t()?)?;
@@ -50,10 +43,7 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>, head
         }
         Some(mask) => softmax_last(&scores.broadcast_add(mask)?)?,
     };
-    weights
-        .matmul(&split(v)?)?
-        .transpose(1, 2)?
-        .reshape((batch, queries, width))
+    weights.matmul(&split(v)?)?.transpose(1, 2)?.reshape((batch, queries, width))
 }
 
 /// Far below every score and yet finite: a row of nothing else has a softmax without a NaN.
@@ -62,15 +52,10 @@ const MASKED: f64 = -1e30;
 fn key_mask(mask: &Tensor, batch: usize, keys: usize) -> Result<Tensor> {
     match *mask.dims() {
         [b, m] | [b, 1, 1, m] if b == batch && m == keys => mask.reshape((batch, 1, 1, keys)),
-        _ => bail!(
-            "attention: a key mask must be [{batch}, {keys}], got {:?}",
-            mask.shape()
-        ),
+        _ => bail!("attention: a key mask must be [{batch}, {keys}], got {:?}", mask.shape()),
     }
 }
 
 fn full(like: &Tensor, value: f64) -> Result<Tensor> {
-    Tensor::new(value, like.device())?
-        .to_dtype(like.dtype())?
-        .broadcast_as(like.shape())
+    Tensor::new(value, like.device())?.to_dtype(like.dtype())?.broadcast_as(like.shape())
 }

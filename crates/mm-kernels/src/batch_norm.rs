@@ -38,10 +38,7 @@ pub fn batch_norm_train(
 ) -> Result<BatchNormOut> {
     let (channels, count) = check(x, [("weight", weight), ("bias", bias)])?;
     if count <= 1 {
-        bail!(
-            "{NAME}: expected more than 1 value per channel when training, got x of shape {:?}",
-            x.shape()
-        )
+        bail!("{NAME}: expected more than 1 value per channel when training, got x of shape {:?}", x.shape())
     }
     let (weight, bias) = affine(x, channels, weight, bias)?;
     let unbiased = count as f64 / (count as f64 - 1.0);
@@ -49,11 +46,7 @@ pub fn batch_norm_train(
         let (mean, var) = composed_stats(x)?;
         let y = composed(x, &mean, &var, &weight, &bias, eps)?;
         let (mean, var) = (mean.detach().flatten_all()?, var.detach().flatten_all()?);
-        return Ok(BatchNormOut {
-            y,
-            mean,
-            var_unbiased: (var * unbiased)?,
-        });
+        return Ok(BatchNormOut { y, mean, var_unbiased: (var * unbiased)? });
     }
     let x = x.contiguous()?;
     let (mean, var) = by_dtype!(NAME, x.dtype(), T => {
@@ -61,17 +54,9 @@ pub fn batch_norm_train(
     })?;
     let buffer = |values: Vec<f64>| Tensor::from_vec(values, channels, &Device::Cpu)?.to_dtype(x.dtype());
     let out_var = var.iter().map(|v| v * unbiased).collect();
-    let op = BatchNorm {
-        through_stats: true,
-        scale: inverse_deviation(&var, eps),
-        mean,
-    };
+    let op = BatchNorm { through_stats: true, scale: inverse_deviation(&var, eps), mean };
     let mean = buffer(op.mean.clone())?;
-    Ok(BatchNormOut {
-        y: x.apply_op3(&weight, &bias, op)?,
-        mean,
-        var_unbiased: buffer(out_var)?,
-    })
+    Ok(BatchNormOut { y: x.apply_op3(&weight, &bias, op)?, mean, var_unbiased: buffer(out_var)? })
 }
 
 /// Normalises each channel by given statistics, which count as constants.
@@ -90,29 +75,17 @@ pub fn batch_norm_eval(
     bias: Option<&Tensor>,
     eps: f64,
 ) -> Result<Tensor> {
-    let given = [
-        ("mean", Some(mean)),
-        ("var", Some(var)),
-        ("weight", weight),
-        ("bias", bias),
-    ];
+    let given = [("mean", Some(mean)), ("var", Some(var)), ("weight", weight), ("bias", bias)];
     let (channels, _) = check(x, given)?;
     let (weight, bias) = affine(x, channels, weight, bias)?;
     if !x.device().is_cpu() {
         let dims = channel_dims(x);
-        let (mean, var) = (
-            mean.detach().reshape(dims.as_slice())?,
-            var.detach().reshape(dims)?,
-        );
+        let (mean, var) = (mean.detach().reshape(dims.as_slice())?, var.detach().reshape(dims)?);
         return composed(x, &mean, &var, &weight, &bias, eps);
     }
     let mean = mean.detach().to_dtype(DType::F64)?.to_vec1::<f64>()?;
     let var = var.detach().to_dtype(DType::F64)?.to_vec1::<f64>()?;
-    let op = BatchNorm {
-        through_stats: false,
-        scale: inverse_deviation(&var, eps),
-        mean,
-    };
+    let op = BatchNorm { through_stats: false, scale: inverse_deviation(&var, eps), mean };
     x.contiguous()?.apply_op3(&weight, &bias, op)
 }
 
@@ -129,16 +102,10 @@ pub fn update_running(running: &Var, new: &Tensor, momentum: f64) -> Result<()> 
         bail!("update_running: momentum must be in [0, 1], got {momentum}")
     }
     if running.shape() != new.shape() {
-        bail!(
-            "update_running: new {:?} must have the shape of running {:?}",
-            new.shape(),
-            running.shape()
-        )
+        bail!("update_running: new {:?} must have the shape of running {:?}", new.shape(), running.shape())
     }
     if running.device().is_cpu() {
-        return running
-            .as_tensor()
-            .inplace_op2(&new.contiguous()?, &Lerp(momentum));
+        return running.as_tensor().inplace_op2(&new.contiguous()?, &Lerp(momentum));
     }
     running.set(&((running.as_detached_tensor() * (1.0 - momentum))? + (new.detach() * momentum)?)?)
 }
@@ -169,11 +136,7 @@ fn check<const N: usize>(x: &Tensor, given: [(&str, Option<&Tensor>); N]) -> Res
     };
     for (what, tensor) in given {
         if let Some(t) = tensor.filter(|t| t.dims() != [channels]) {
-            bail!(
-                "{NAME}: {what} {:?} does not fit x {:?}: it must be [{channels}]",
-                t.shape(),
-                x.shape()
-            )
+            bail!("{NAME}: {what} {:?} does not fit x {:?}: it must be [{channels}]", t.shape(), x.shape())
         }
     }
     Ok((channels, x.elem_count().checked_div(channels).unwrap_or(0)))
@@ -186,14 +149,8 @@ fn affine(
     bias: Option<&Tensor>,
 ) -> Result<(Tensor, Tensor)> {
     Ok((
-        weight.map_or_else(
-            || Tensor::ones(channels, x.dtype(), x.device()),
-            Tensor::contiguous,
-        )?,
-        bias.map_or_else(
-            || Tensor::zeros(channels, x.dtype(), x.device()),
-            Tensor::contiguous,
-        )?,
+        weight.map_or_else(|| Tensor::ones(channels, x.dtype(), x.device()), Tensor::contiguous)?,
+        bias.map_or_else(|| Tensor::zeros(channels, x.dtype(), x.device()), Tensor::contiguous)?,
     ))
 }
 
@@ -267,26 +224,17 @@ impl BatchNorm {
     ) -> (Vec<T>, Vec<T>, Vec<T>) {
         let channels = w.len();
         let (mean, scale) = (cast::<T>(&self.mean), cast::<T>(&self.scale));
-        let n = per_channel(x, x, space, [&mean, &scale], |x, _, [mean, scale]| {
-            (x - mean) * scale
-        });
+        let n = per_channel(x, x, space, [&mean, &scale], |x, _, [mean, scale]| (x - mean) * scale);
         let (mut dw, mut db) = (vec![T::zero(); channels], vec![T::zero(); channels]);
         if space == 1 {
             add_rows(g, &mut db);
-            for (g, n) in g
-                .chunks_exact(channels.max(1))
-                .zip(n.chunks_exact(channels.max(1)))
-            {
+            for (g, n) in g.chunks_exact(channels.max(1)).zip(n.chunks_exact(channels.max(1))) {
                 for ((dw, &g), &n) in dw.iter_mut().zip(g).zip(n) {
                     *dw += g * n;
                 }
             }
         } else {
-            for (i, (g, n)) in g
-                .chunks_exact(space.max(1))
-                .zip(n.chunks_exact(space.max(1)))
-                .enumerate()
-            {
+            for (i, (g, n)) in g.chunks_exact(space.max(1)).zip(n.chunks_exact(space.max(1))).enumerate() {
                 db[i % channels] += sum_of(g, |g| g);
                 dw[i % channels] += sum_pairs(g, n, |g, n| g * n);
             }
@@ -299,13 +247,9 @@ impl BatchNorm {
             let count = T::from_f64(x.len() as f64 / channels as f64);
             let mean_g: Vec<T> = db.iter().map(|&db| db / count).collect();
             let mean_gn: Vec<T> = dw.iter().map(|&dw| dw / count).collect();
-            per_channel(
-                g,
-                &n,
-                space,
-                [&factor, &mean_g, &mean_gn],
-                |g, n, [factor, mean_g, mean_gn]| factor * (g - mean_g - n * mean_gn),
-            )
+            per_channel(g, &n, space, [&factor, &mean_g, &mean_gn], |g, n, [factor, mean_g, mean_gn]| {
+                factor * (g - mean_g - n * mean_gn)
+            })
         } else {
             per_channel(g, g, space, [&factor], |g, _, [factor]| factor * g)
         };
@@ -336,19 +280,12 @@ fn per_channel<T: Real, const K: usize>(
     if space == 1 {
         // Slices of one known length: the compiler drops the bounds checks and vectorises.
         let constants = constants.map(|values| &values[..channels]);
-        for (x, y) in x
-            .chunks_exact(channels.max(1))
-            .zip(y.chunks_exact(channels.max(1)))
-        {
+        for (x, y) in x.chunks_exact(channels.max(1)).zip(y.chunks_exact(channels.max(1))) {
             let (x, y) = (&x[..channels], &y[..channels]);
             out.extend((0..channels).map(|c| f(x[c], y[c], constants.map(|values| values[c]))));
         }
     } else {
-        for (i, (x, y)) in x
-            .chunks_exact(space.max(1))
-            .zip(y.chunks_exact(space.max(1)))
-            .enumerate()
-        {
+        for (i, (x, y)) in x.chunks_exact(space.max(1)).zip(y.chunks_exact(space.max(1))).enumerate() {
             let constants = constants.map(|values| values[i % channels]);
             out.extend(x.iter().zip(y).map(|(&x, &y)| f(x, y, constants)));
         }
@@ -364,9 +301,7 @@ fn stats<T: Real>(x: &[T], channels: usize, space: usize) -> (Vec<f64>, Vec<f64>
     if space == 1 {
         add_rows(x, &mut sums);
     } else {
-        x.chunks_exact(space)
-            .enumerate()
-            .for_each(|(i, block)| sums[i % channels] += sum_of(block, |x| x));
+        x.chunks_exact(space).enumerate().for_each(|(i, block)| sums[i % channels] += sum_of(block, |x| x));
     }
     let mean = average(sums);
     let centre = cast::<T>(&mean);
@@ -386,11 +321,7 @@ fn stats<T: Real>(x: &[T], channels: usize, space: usize) -> (Vec<f64>, Vec<f64>
 }
 
 fn channel_dims(x: &Tensor) -> Vec<usize> {
-    x.dims()
-        .iter()
-        .enumerate()
-        .map(|(i, &d)| if i == 1 { d } else { 1 })
-        .collect()
+    x.dims().iter().enumerate().map(|(i, &d)| if i == 1 { d } else { 1 }).collect()
 }
 
 // The same function in candle's own operations: every device but the CPU, and the reference of the tests.
@@ -412,9 +343,7 @@ fn composed(
 ) -> Result<Tensor> {
     let dims = channel_dims(x);
     let normal = x.broadcast_sub(mean)?.broadcast_div(&(var + eps)?.sqrt()?)?;
-    normal
-        .broadcast_mul(&weight.reshape(dims.as_slice())?)?
-        .broadcast_add(&bias.reshape(dims)?)
+    normal.broadcast_mul(&weight.reshape(dims.as_slice())?)?.broadcast_add(&bias.reshape(dims)?)
 }
 
 #[cfg(test)]
@@ -430,39 +359,21 @@ mod tests {
                 let (mean, var) = composed_stats(&x[0])?;
                 composed(&x[0], &mean, &var, &x[1], &x[2], 1e-5)
             };
-            assert_same(
-                |x| Ok(batch_norm_train(&x[0], Some(&x[1]), Some(&x[2]), 1e-5)?.y),
-                train,
-                &x,
-            )?;
+            assert_same(|x| Ok(batch_norm_train(&x[0], Some(&x[1]), Some(&x[2]), 1e-5)?.y), train, &x)?;
             let out = batch_norm_train(&x[0], None, None, 1e-5)?;
             let (mean, var) = composed_stats(&x[0])?;
             let count = (x[0].elem_count() / 3) as f64;
             assert_close(&out.mean, &mean.flatten_all()?, 1e-13)?;
-            assert_close(
-                &out.var_unbiased,
-                &(var.flatten_all()? * (count / (count - 1.0)))?,
-                1e-13,
-            )?;
+            assert_close(&out.var_unbiased, &(var.flatten_all()? * (count / (count - 1.0)))?, 1e-13)?;
 
             let (mean, var) = (normal(&[3], 4)?, normal(&[3], 5)?.sqr()?);
             let cast = |t: &Tensor, x: &[Tensor]| t.to_dtype(x[0].dtype());
             let fused = |x: &[Tensor]| {
-                batch_norm_eval(
-                    &x[0],
-                    &cast(&mean, x)?,
-                    &cast(&var, x)?,
-                    Some(&x[1]),
-                    Some(&x[2]),
-                    1e-2,
-                )
+                batch_norm_eval(&x[0], &cast(&mean, x)?, &cast(&var, x)?, Some(&x[1]), Some(&x[2]), 1e-2)
             };
             let eval = |x: &[Tensor]| {
                 let dims = channel_dims(&x[0]);
-                let (mean, var) = (
-                    cast(&mean, x)?.reshape(dims.as_slice())?,
-                    cast(&var, x)?.reshape(dims)?,
-                );
+                let (mean, var) = (cast(&mean, x)?.reshape(dims.as_slice())?, cast(&var, x)?.reshape(dims)?);
                 composed(&x[0], &mean, &var, &x[1], &x[2], 1e-2)
             };
             assert_same(fused, eval, &x)?;

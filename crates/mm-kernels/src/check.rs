@@ -68,17 +68,11 @@ pub fn differences(
     inputs: &[Tensor],
     eps: f64,
 ) -> Result<GradCheckReport> {
-    let variables = inputs
-        .iter()
-        .map(|x| Var::from_tensor(&x.detach()))
-        .collect::<Result<Vec<_>>>()?;
+    let variables = inputs.iter().map(|x| Var::from_tensor(&x.detach())).collect::<Result<Vec<_>>>()?;
     let tracked: Vec<Tensor> = variables.iter().map(|v| v.as_tensor().clone()).collect();
     for (i, x) in inputs.iter().enumerate() {
         if x.dtype() != DType::F64 {
-            bail!(
-                "gradcheck: input {i} is {:?}; central differences need F64",
-                x.dtype()
-            )
+            bail!("gradcheck: input {i} is {:?}; central differences need F64", x.dtype())
         }
     }
     let y = f(&tracked)?;
@@ -116,13 +110,7 @@ pub fn differences(
             let error = (analytic - numeric).abs() / analytic.abs().max(numeric.abs()).max(1.0);
             report.elements += 1;
             if error > report.max_error || (error.is_nan() && !report.max_error.is_nan()) {
-                report = GradCheckReport {
-                    max_error: error,
-                    worst: (i, j),
-                    analytic,
-                    numeric,
-                    ..report
-                };
+                report = GradCheckReport { max_error: error, worst: (i, j), analytic, numeric, ..report };
             }
         }
         moved[i] = input.detach();

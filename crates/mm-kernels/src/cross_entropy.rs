@@ -52,11 +52,7 @@ pub fn cross_entropy(logits: &Tensor, labels: &[u32], weights: Option<&[f64]>) -
 pub fn cross_entropy_soft(logits: &Tensor, targets: &Tensor, weights: Option<&[f64]>) -> Result<Tensor> {
     let (batch, _) = dims(logits)?;
     if targets.shape() != logits.shape() {
-        bail!(
-            "{NAME}: targets {:?} must have the shape of the logits {:?}",
-            targets.shape(),
-            logits.shape()
-        )
+        bail!("{NAME}: targets {:?} must have the shape of the logits {:?}", targets.shape(), logits.shape())
     }
     let weights = normalised(weights, batch)?;
     let targets = targets.detach().contiguous()?;
@@ -84,15 +80,9 @@ pub fn cross_entropy_soft(logits: &Tensor, targets: &Tensor, weights: Option<&[f
 pub fn true_class_probability(logits: &Tensor, labels: &[u32]) -> Result<Vec<f64>> {
     let (batch, classes) = dims(logits)?;
     check_labels(labels, batch, classes)?;
-    let host = logits
-        .detach()
-        .to_device(&Device::Cpu)?
-        .to_dtype(DType::F64)?
-        .contiguous()?;
+    let host = logits.detach().to_device(&Device::Cpu)?.to_dtype(DType::F64)?.contiguous()?;
     let view = View::new(&host);
-    let rows = view
-        .slice::<f64>("true_class_probability")?
-        .chunks_exact(classes.max(1));
+    let rows = view.slice::<f64>("true_class_probability")?.chunks_exact(classes.max(1));
     Ok(rows
         .zip(labels)
         .map(|(row, &label)| {
@@ -105,10 +95,7 @@ pub fn true_class_probability(logits: &Tensor, labels: &[u32]) -> Result<Vec<f64
 fn dims(logits: &Tensor) -> Result<(usize, usize)> {
     match *logits.dims() {
         [batch, classes] => Ok((batch, classes)),
-        _ => bail!(
-            "{NAME}: logits must be (batch, classes), got {:?}",
-            logits.shape()
-        ),
+        _ => bail!("{NAME}: logits must be (batch, classes), got {:?}", logits.shape()),
     }
 }
 
@@ -116,11 +103,7 @@ fn check_labels(labels: &[u32], batch: usize, classes: usize) -> Result<()> {
     if labels.len() != batch {
         bail!("{NAME}: {} labels for a batch of {batch}", labels.len())
     }
-    if let Some((row, label)) = labels
-        .iter()
-        .enumerate()
-        .find(|&(_, &label)| label as usize >= classes)
-    {
+    if let Some((row, label)) = labels.iter().enumerate().find(|&(_, &label)| label as usize >= classes) {
         bail!("{NAME}: row {row} has label {label}, but there are {classes} classes")
     }
     Ok(())
@@ -134,18 +117,11 @@ fn normalised(weights: Option<&[f64]>, batch: usize) -> Result<Vec<f64>> {
     if weights.len() != batch {
         bail!("{NAME}: {} weights for a batch of {batch}", weights.len())
     }
-    if let Some((row, w)) = weights
-        .iter()
-        .enumerate()
-        .find(|(_, w)| !(w.is_finite() && **w >= 0.0))
-    {
+    if let Some((row, w)) = weights.iter().enumerate().find(|(_, w)| !(w.is_finite() && **w >= 0.0)) {
         bail!("{NAME}: row {row} has weight {w}; weights must be finite and not negative")
     }
     let total: f64 = weights.iter().sum();
-    Ok(weights
-        .iter()
-        .map(|w| if total > 0.0 { w / total } else { 0.0 })
-        .collect())
+    Ok(weights.iter().map(|w| if total > 0.0 { w / total } else { 0.0 }).collect())
 }
 
 enum Targets {
@@ -163,11 +139,7 @@ struct CrossEntropy {
 
 fn node(logits: &Tensor, targets: Targets, weights: Vec<f64>) -> Result<Tensor> {
     let gradient = logits.track_op().then(OnceLock::new);
-    logits.contiguous()?.apply_op1(CrossEntropy {
-        targets,
-        weights,
-        gradient,
-    })
+    logits.contiguous()?.apply_op1(CrossEntropy { targets, weights, gradient })
 }
 
 impl CustomOp1 for CrossEntropy {
@@ -200,11 +172,7 @@ impl CustomOp1 for CrossEntropy {
             bail!("{NAME}: no gradient was kept, because the logits were outside every graph")
         };
         let scale = grad.to_dtype(DType::F64)?.to_scalar::<f64>()?;
-        Ok(Some(if scale == 1.0 {
-            kept.clone()
-        } else {
-            kept.affine(scale, 0.0)?
-        }))
+        Ok(Some(if scale == 1.0 { kept.clone() } else { kept.affine(scale, 0.0)? }))
     }
 }
 
@@ -232,10 +200,8 @@ fn against_labels<T: Real>(z: &[T], labels: &[u32], weights: &[f64], gradient: &
 /// Fills `gradient` with w_i (softmax sum_c t[i, c] - t[i, :]) and returns the loss.
 fn against_rows<T: Real>(z: &[T], targets: &[T], classes: usize, weights: &[f64], gradient: &mut [T]) -> f64 {
     let classes = classes.max(1);
-    let rows = z
-        .chunks_exact(classes)
-        .zip(targets.chunks_exact(classes))
-        .zip(gradient.chunks_exact_mut(classes));
+    let rows =
+        z.chunks_exact(classes).zip(targets.chunks_exact(classes)).zip(gradient.chunks_exact_mut(classes));
     let mut loss = 0.0;
     for (((z, t), g), &weight) in rows.zip(weights) {
         if weight == 0.0 {
@@ -295,11 +261,7 @@ mod tests {
     fn the_composition_is_the_same_function() -> Result<()> {
         let (x, labels) = ([normal(&[4, 3], 1)?], [2, 0, 1, 1]);
         let soft = normal(&[4, 3], 2)?.abs()?;
-        for weights in [
-            None,
-            Some([0.5, 0.0, 2.0, 1.0].as_slice()),
-            Some([0.0; 4].as_slice()),
-        ] {
+        for weights in [None, Some([0.5, 0.0, 2.0, 1.0].as_slice()), Some([0.0; 4].as_slice())] {
             let shares = normalised(weights, 4)?;
             let hard = |x: &[Tensor]| composed(&x[0], &one_hot(&labels, 3, &x[0])?, &shares);
             assert_same(|x| cross_entropy(&x[0], &labels, weights), hard, &x)?;

@@ -39,10 +39,7 @@ pub fn dropout(x: &Tensor, p: f64, rng: StepRng) -> Result<Tensor> {
     if !x.device().is_cpu() {
         return composed(x, p, &keep);
     }
-    x.contiguous()?.apply_op1(Dropout {
-        keep,
-        scale: 1.0 / (1.0 - p),
-    })
+    x.contiguous()?.apply_op1(Dropout { keep, scale: 1.0 / (1.0 - p) })
 }
 
 struct Dropout {
@@ -74,10 +71,7 @@ impl CustomOp1 for Dropout {
 impl Dropout {
     fn masked<T: Real>(&self, x: &[T]) -> Vec<T> {
         let scale = T::from_f64(self.scale);
-        x.iter()
-            .zip(&self.keep)
-            .map(|(&x, &keep)| if keep { x * scale } else { T::zero() })
-            .collect()
+        x.iter().zip(&self.keep).map(|(&x, &keep)| if keep { x * scale } else { T::zero() }).collect()
     }
 }
 
@@ -102,10 +96,6 @@ mod tests {
     fn the_composition_is_the_same_function() -> Result<()> {
         let key = StepRng::new(1).stream("dropout");
         let keep = mask(20, 0.4, key);
-        assert_same(
-            |x| dropout(&x[0], 0.4, key),
-            |x| composed(&x[0], 0.4, &keep),
-            &[normal(&[4, 5], 1)?],
-        )
+        assert_same(|x| dropout(&x[0], 0.4, key), |x| composed(&x[0], 0.4, &keep), &[normal(&[4, 5], 1)?])
     }
 }

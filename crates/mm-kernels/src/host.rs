@@ -99,36 +99,23 @@ pub(crate) trait AsMutSlice<T> {
 
 impl AsMutSlice<f32> for CpuStorage {
     fn as_mut_slice(&mut self) -> Option<&mut [f32]> {
-        if let CpuStorage::F32(v) = self {
-            Some(v)
-        } else {
-            None
-        }
+        if let CpuStorage::F32(v) = self { Some(v) } else { None }
     }
 }
 
 impl AsMutSlice<f64> for CpuStorage {
     fn as_mut_slice(&mut self) -> Option<&mut [f64]> {
-        if let CpuStorage::F64(v) = self {
-            Some(v)
-        } else {
-            None
-        }
+        if let CpuStorage::F64(v) = self { Some(v) } else { None }
     }
 }
 
 fn span(op: &'static str, layout: &Layout) -> Result<(usize, usize)> {
-    layout
-        .contiguous_offsets()
-        .ok_or_else(|| Error::RequiresContiguous { op }.bt())
+    layout.contiguous_offsets().ok_or_else(|| Error::RequiresContiguous { op }.bt())
 }
 
 fn check_dtype<T: Real>(op: &'static str, got: DType) -> Result<()> {
     if got != T::DTYPE {
-        bail!(
-            "{op}: all arguments must have one dtype, got {:?} and {got:?}",
-            T::DTYPE
-        )
+        bail!("{op}: all arguments must have one dtype, got {:?} and {got:?}", T::DTYPE)
     }
     Ok(())
 }
@@ -185,8 +172,7 @@ pub(crate) fn sum_of<T: Real>(x: &[T], f: impl Fn(T) -> T) -> T {
 #[inline]
 pub(crate) fn largest<T: Real>(x: &[T]) -> T {
     let start = T::from_f64(f64::NEG_INFINITY);
-    x.iter()
-        .fold(start, |a, &b| if b > a || b.is_nan() { b } else { a })
+    x.iter().fold(start, |a, &b| if b > a || b.is_nan() { b } else { a })
 }
 
 /// The sum over rows of a row-major matrix with `out.len()` columns, added to `out`.

@@ -20,18 +20,11 @@ const NAME: &str = "layer_norm";
 /// Errors: an empty last dimension, and a `weight` or `bias` that is not `(D)`.
 pub fn layer_norm(x: &Tensor, weight: Option<&Tensor>, bias: Option<&Tensor>, eps: f64) -> Result<Tensor> {
     let Some(&width) = x.dims().last().filter(|&&width| width > 0) else {
-        bail!(
-            "{NAME}: x must have a last dimension that is not empty, got {:?}",
-            x.shape()
-        )
+        bail!("{NAME}: x must have a last dimension that is not empty, got {:?}", x.shape())
     };
     for (what, tensor) in [("weight", weight), ("bias", bias)] {
         if let Some(t) = tensor.filter(|t| t.dims() != [width]) {
-            bail!(
-                "{NAME}: {what} {:?} does not fit x {:?}: it must be [{width}]",
-                t.shape(),
-                x.shape()
-            )
+            bail!("{NAME}: {what} {:?} does not fit x {:?}: it must be [{width}]", t.shape(), x.shape())
         }
     }
     let weight = weight.map_or_else(|| Tensor::ones(width, x.dtype(), x.device()), Tensor::contiguous)?;
@@ -39,14 +32,7 @@ pub fn layer_norm(x: &Tensor, weight: Option<&Tensor>, bias: Option<&Tensor>, ep
     if !x.device().is_cpu() {
         return composed(x, &weight, &bias, eps);
     }
-    x.contiguous()?.apply_op3(
-        &weight,
-        &bias,
-        LayerNorm {
-            eps,
-            rows: OnceLock::new(),
-        },
-    )
+    x.contiguous()?.apply_op3(&weight, &bias, LayerNorm { eps, rows: OnceLock::new() })
 }
 
 struct LayerNorm {
@@ -91,9 +77,7 @@ impl CustomOp3 for LayerNorm {
         _y: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let Some(rows) = self.rows.get() else {
-            bail!("{NAME}: backward before forward")
-        };
+        let Some(rows) = self.rows.get() else { bail!("{NAME}: backward before forward") };
         let grad = grad.contiguous()?;
         by_dtype!(NAME, x.dtype(), T => {
             let (xv, wv, gv) = (View::new(x), View::new(w), View::new(&grad));
@@ -125,13 +109,8 @@ fn pull<T: Real>(x: &[T], w: &[T], g: &[T], rows: &[(f64, f64)], with_dx: bool) 
     let (mut n, mut h) = (vec![T::zero(); d], vec![T::zero(); d]);
     for ((x, g), &(mean, scale)) in x.chunks_exact(d).zip(g.chunks_exact(d)).zip(rows) {
         let (mean, scale) = (T::from_f64(mean), T::from_f64(scale));
-        for (((((n, h), &x), &g), &w), (dw, db)) in n
-            .iter_mut()
-            .zip(&mut h)
-            .zip(x)
-            .zip(g)
-            .zip(w)
-            .zip(dw.iter_mut().zip(&mut db))
+        for (((((n, h), &x), &g), &w), (dw, db)) in
+            n.iter_mut().zip(&mut h).zip(x).zip(g).zip(w).zip(dw.iter_mut().zip(&mut db))
         {
             *n = (x - mean) * scale;
             *h = g * w;
@@ -141,11 +120,7 @@ fn pull<T: Real>(x: &[T], w: &[T], g: &[T], rows: &[(f64, f64)], with_dx: bool) 
         if with_dx {
             let mean_h = sum_of(&h, |h| h) / size;
             let mean_hn = sum_pairs(&h, &n, |h, n| h * n) / size;
-            dx.extend(
-                h.iter()
-                    .zip(&n)
-                    .map(|(&h, &n)| scale * (h - mean_h - n * mean_hn)),
-            );
+            dx.extend(h.iter().zip(&n).map(|(&h, &n)| scale * (h - mean_h - n * mean_hn)));
         }
     }
     (dx, dw, db)
@@ -155,10 +130,7 @@ fn pull<T: Real>(x: &[T], w: &[T], g: &[T], rows: &[(f64, f64)], with_dx: bool) 
 fn composed(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
     let centred = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
     let deviation = (centred.sqr()?.mean_keepdim(D::Minus1)? + eps)?.sqrt()?;
-    centred
-        .broadcast_div(&deviation)?
-        .broadcast_mul(weight)?
-        .broadcast_add(bias)
+    centred.broadcast_div(&deviation)?.broadcast_mul(weight)?.broadcast_add(bias)
 }
 
 #[cfg(test)]
@@ -169,11 +141,7 @@ mod tests {
     #[test]
     fn the_composition_is_the_same_function() -> Result<()> {
         // Longer than the interleaved sums are wide, and not a multiple of that.
-        let x = [
-            (normal(&[3, 2, 37], 1)? + 2.0)?,
-            normal(&[37], 2)?,
-            normal(&[37], 3)?,
-        ];
+        let x = [(normal(&[3, 2, 37], 1)? + 2.0)?, normal(&[37], 2)?, normal(&[37], 3)?];
         let fused = |x: &[Tensor]| layer_norm(&x[0], Some(&x[1]), Some(&x[2]), 1e-5);
         assert_same(fused, |x| composed(&x[0], &x[1], &x[2], 1e-5), &x)
     }

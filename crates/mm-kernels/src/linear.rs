@@ -33,11 +33,7 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
         bail!("linear: weight must be (out, in), got {:?}", weight.shape())
     };
     if dims.len() < 2 || dims[dims.len() - 1] != inputs {
-        bail!(
-            "linear: x {:?} does not fit weight {:?}: x must be (.., {inputs})",
-            x.shape(),
-            weight.shape()
-        )
+        bail!("linear: x {:?} does not fit weight {:?}: x must be (.., {inputs})", x.shape(), weight.shape())
     }
     if let Some(bias) = bias
         && bias.dims() != [out]
@@ -125,11 +121,7 @@ impl CustomOp3 for Linear {
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let grad = rows(grad)?;
-        Ok((
-            grad_x(x, w, &grad)?,
-            grad_weight(x, w, &grad)?,
-            grad_bias(b, &grad)?,
-        ))
+        Ok((grad_x(x, w, &grad)?, grad_weight(x, w, &grad)?, grad_bias(b, &grad)?))
     }
 }
 
@@ -225,16 +217,8 @@ mod tests {
         let (w, b) = (normal(&[5, 3], 2)?, normal(&[5], 3)?);
         for shape in [vec![4, 3], vec![2, 4, 3]] {
             let x = [normal(&shape, 1)?, w.clone(), b.clone()];
-            assert_same(
-                |x| linear(&x[0], &x[1], Some(&x[2])),
-                |x| composed(&x[0], &x[1], Some(&x[2])),
-                &x,
-            )?;
-            assert_same(
-                |x| linear(&x[0], &x[1], None),
-                |x| composed(&x[0], &x[1], None),
-                &x[..2],
-            )?;
+            assert_same(|x| linear(&x[0], &x[1], Some(&x[2])), |x| composed(&x[0], &x[1], Some(&x[2])), &x)?;
+            assert_same(|x| linear(&x[0], &x[1], None), |x| composed(&x[0], &x[1], None), &x[..2])?;
         }
         Ok(())
     }

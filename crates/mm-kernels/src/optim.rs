@@ -135,11 +135,7 @@ pub fn sgd_step(param: &Var, grad: &Tensor, momentum_buf: Option<&Var>, cfg: &Sg
 /// `param`, `grad`, `m` and `v` have one shape and one dtype (`f32` or `f64` on CPU); the variables must be contiguous.
 /// The moments start at zero. Errors: shapes that differ, and step 0.
 pub fn adam_step(param: &Var, grad: &Tensor, m: &Var, v: &Var, cfg: &AdamStep) -> Result<()> {
-    same_shape(
-        "adam_step",
-        param,
-        [("grad", grad), ("m", m.as_tensor()), ("v", v.as_tensor())],
-    )?;
+    same_shape("adam_step", param, [("grad", grad), ("m", m.as_tensor()), ("v", v.as_tensor())])?;
     if cfg.step == 0 {
         bail!("adam_step: steps count from 1")
     }
@@ -154,16 +150,7 @@ pub fn adam_step(param: &Var, grad: &Tensor, m: &Var, v: &Var, cfg: &AdamStep) -
 
 /// One step of AdamW: [`adam_step`] with decoupled weight decay, whatever `cfg.decoupled` says.
 pub fn adamw_step(param: &Var, grad: &Tensor, m: &Var, v: &Var, cfg: &AdamStep) -> Result<()> {
-    adam_step(
-        param,
-        grad,
-        m,
-        v,
-        &AdamStep {
-            decoupled: true,
-            ..*cfg
-        },
-    )
+    adam_step(param, grad, m, v, &AdamStep { decoupled: true, ..*cfg })
 }
 
 fn same_shape<const N: usize>(op: &str, param: &Var, others: [(&str, &Tensor); N]) -> Result<()> {
@@ -190,20 +177,14 @@ struct Effective<T> {
 
 impl<T: Real> Effective<T> {
     fn new(scale: f64, decay: f64) -> Self {
-        Self {
-            scale: T::from_f64(scale),
-            decay: (decay != 0.0).then(|| T::from_f64(decay)),
-        }
+        Self { scale: T::from_f64(scale), decay: (decay != 0.0).then(|| T::from_f64(decay)) }
     }
 
     /// Calls `update(element, d)` for each element; `p` is read only where there is a penalty.
     #[inline]
     fn each(self, dst: &mut [T], grad: &[T], p: &[T], update: impl Fn(&mut T, T)) {
         match self.decay {
-            None => dst
-                .iter_mut()
-                .zip(grad)
-                .for_each(|(x, &g)| update(x, self.scale * g)),
+            None => dst.iter_mut().zip(grad).for_each(|(x, &g)| update(x, self.scale * g)),
             Some(decay) => {
                 let all = dst.iter_mut().zip(grad).zip(p);
                 all.for_each(|((x, &g), &p)| update(x, self.scale * g + decay * p));
@@ -321,22 +302,14 @@ fn corrections(cfg: &AdamStep) -> (f64, f64) {
 }
 
 fn decoupled_keep(cfg: &AdamStep) -> f64 {
-    if cfg.decoupled {
-        1.0 - cfg.lr * cfg.weight_decay
-    } else {
-        1.0
-    }
+    if cfg.decoupled { 1.0 - cfg.lr * cfg.weight_decay } else { 1.0 }
 }
 
 // The same updates in candle's own operations: every device but the CPU, and the reference of the tests.
 
 fn composed_effective(param: &Var, grad: &Tensor, scale: f64, decay: f64) -> Result<Tensor> {
     let scaled = (grad.detach() * scale)?;
-    if decay == 0.0 {
-        Ok(scaled)
-    } else {
-        scaled + (param.as_detached_tensor() * decay)?
-    }
+    if decay == 0.0 { Ok(scaled) } else { scaled + (param.as_detached_tensor() * decay)? }
 }
 
 fn composed_sgd(param: &Var, grad: &Tensor, buffer: Option<&Var>, cfg: &SgdStep) -> Result<()> {
@@ -348,22 +321,14 @@ fn composed_sgd(param: &Var, grad: &Tensor, buffer: Option<&Var>, cfg: &SgdStep)
             ((buffer.as_detached_tensor() * cfg.momentum)? + (&d * (1.0 - cfg.dampening))?)?
         };
         buffer.set(&b)?;
-        d = if cfg.nesterov {
-            (d + (b * cfg.momentum)?)?
-        } else {
-            b
-        };
+        d = if cfg.nesterov { (d + (b * cfg.momentum)?)? } else { b };
     }
     param.set(&(param.as_detached_tensor() - (d * cfg.lr)?)?)
 }
 
 fn composed_adam(param: &Var, grad: &Tensor, m: &Var, v: &Var, cfg: &AdamStep) -> Result<()> {
-    let d = composed_effective(
-        param,
-        grad,
-        cfg.grad_scale,
-        if cfg.decoupled { 0.0 } else { cfg.weight_decay },
-    )?;
+    let d =
+        composed_effective(param, grad, cfg.grad_scale, if cfg.decoupled { 0.0 } else { cfg.weight_decay })?;
     let first = ((m.as_detached_tensor() * cfg.beta1)? + (&d * (1.0 - cfg.beta1))?)?;
     let second = ((v.as_detached_tensor() * cfg.beta2)? + (d.sqr()? * (1.0 - cfg.beta2))?)?;
     m.set(&first)?;
@@ -380,11 +345,7 @@ mod tests {
 
     /// Parameter and two states after three steps along fixed gradients.
     fn run(step: impl Fn(&Var, &Tensor, &Var, &Var, u64) -> Result<()>) -> Result<Tensor> {
-        let vars = [
-            normal(&[3, 5], 1)?,
-            normal(&[3, 5], 2)?,
-            normal(&[3, 5], 3)?.sqr()?,
-        ];
+        let vars = [normal(&[3, 5], 1)?, normal(&[3, 5], 2)?, normal(&[3, 5], 3)?.sqr()?];
         let [p, a, b] = vars.map(|x| Var::from_tensor(&x).expect("a variable"));
         for n in 1..4 {
             step(&p, &normal(&[3, 5], 10 + n)?, &a, &b, n)?;
@@ -394,28 +355,9 @@ mod tests {
 
     #[test]
     fn the_compositions_are_the_same_updates() -> Result<()> {
-        let plain = SgdStep {
-            lr: 0.1,
-            grad_scale: 0.7,
-            weight_decay: 0.05,
-            ..SgdStep::default()
-        };
-        let heavy = SgdStep {
-            momentum: 0.9,
-            ..plain
-        };
-        for cfg in [
-            plain,
-            heavy,
-            SgdStep {
-                dampening: 0.2,
-                ..heavy
-            },
-            SgdStep {
-                nesterov: true,
-                ..heavy
-            },
-        ] {
+        let plain = SgdStep { lr: 0.1, grad_scale: 0.7, weight_decay: 0.05, ..SgdStep::default() };
+        let heavy = SgdStep { momentum: 0.9, ..plain };
+        for cfg in [plain, heavy, SgdStep { dampening: 0.2, ..heavy }, SgdStep { nesterov: true, ..heavy }] {
             let at = |n| SgdStep { first: n == 1, ..cfg };
             let fused = run(|p, g, buffer, _, n| sgd_step(p, g, Some(buffer), &at(n)))?;
             let composed = run(|p, g, buffer, _, n| {
@@ -424,13 +366,8 @@ mod tests {
             assert_close(&fused, &composed, 1e-13)?;
         }
         for decoupled in [false, true] {
-            let cfg = AdamStep {
-                lr: 0.1,
-                grad_scale: 0.7,
-                weight_decay: 0.05,
-                decoupled,
-                ..AdamStep::default()
-            };
+            let cfg =
+                AdamStep { lr: 0.1, grad_scale: 0.7, weight_decay: 0.05, decoupled, ..AdamStep::default() };
             let at = |step| AdamStep { step, ..cfg };
             let fused = run(|p, g, m, v, n| adam_step(p, g, m, v, &at(n)))?;
             let composed = run(|p, g, m, v, n| composed_adam(p, g, m, v, &at(n)))?;

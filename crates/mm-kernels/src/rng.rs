@@ -26,13 +26,7 @@ pub struct StepRng {
 impl StepRng {
     /// The root key of a run.
     pub const fn new(seed: u64) -> Self {
-        Self {
-            seed,
-            stream: 0xcbf2_9ce4_8422_2325,
-            epoch: 0,
-            step: 0,
-            sample: 0,
-        }
+        Self { seed, stream: 0xcbf2_9ce4_8422_2325, epoch: 0, step: 0, sample: 0 }
     }
 
     /// The seed this key was made from.
@@ -83,10 +77,7 @@ impl StepRng {
         key[16..20].copy_from_slice(&self.epoch.to_le_bytes());
         key[20..24].copy_from_slice(&self.step.to_le_bytes());
         key[24..].copy_from_slice(&self.sample.to_le_bytes());
-        Draws {
-            rng: ChaCha8Rng::from_seed(key),
-            spare: None,
-        }
+        Draws { rng: ChaCha8Rng::from_seed(key), spare: None }
     }
 }
 

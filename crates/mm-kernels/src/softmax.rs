@@ -32,11 +32,7 @@ fn apply<O: CustomOp1 + Send + Sync + 'static>(
     if x.rank() == 0 {
         bail!("{}: expected at least one dimension, got a scalar", op.name())
     }
-    if x.device().is_cpu() {
-        x.contiguous()?.apply_op1(op)
-    } else {
-        composed(x)
-    }
+    if x.device().is_cpu() { x.contiguous()?.apply_op1(op) } else { composed(x) }
 }
 
 struct Softmax;

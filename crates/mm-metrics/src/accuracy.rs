@@ -12,10 +12,7 @@ use crate::error::{check_length, check_not_empty};
 /// Shapes: `labels` and `predicted` both `n`. Range: [0, 1]. Errors: no samples, different lengths.
 /// Class indices are only compared, so there is no number of classes to check them against.
 pub fn accuracy(labels: &[u32], predicted: &[u32]) -> Result<f64, MetricError> {
-    let hits = correctness(labels, predicted)?
-        .into_iter()
-        .filter(|&hit| hit)
-        .count();
+    let hits = correctness(labels, predicted)?.into_iter().filter(|&hit| hit).count();
     Ok(hits as f64 / labels.len() as f64)
 }
 
@@ -24,17 +21,8 @@ pub fn accuracy(labels: &[u32], predicted: &[u32]) -> Result<f64, MetricError> {
 /// Shapes and errors as in [`accuracy`].
 pub fn correctness(labels: &[u32], predicted: &[u32]) -> Result<Vec<bool>, MetricError> {
     check_not_empty("labels", labels)?;
-    check_length(
-        "predicted",
-        predicted.len(),
-        labels.len(),
-        "one prediction per label",
-    )?;
-    Ok(labels
-        .iter()
-        .zip(predicted)
-        .map(|(label, predicted)| label == predicted)
-        .collect())
+    check_length("predicted", predicted.len(), labels.len(), "one prediction per label")?;
+    Ok(labels.iter().zip(predicted).map(|(label, predicted)| label == predicted).collect())
 }
 
 #[cfg(test)]
@@ -50,13 +38,6 @@ mod tests {
     #[test]
     fn rejects_empty_and_unequal() {
         assert_eq!(accuracy(&[], &[]), Err(MetricError::Empty { what: "labels" }));
-        assert!(matches!(
-            accuracy(&[0, 1], &[0]),
-            Err(MetricError::Length {
-                expected: 2,
-                actual: 1,
-                ..
-            })
-        ));
+        assert!(matches!(accuracy(&[0, 1], &[0]), Err(MetricError::Length { expected: 2, actual: 1, .. })));
     }
 }

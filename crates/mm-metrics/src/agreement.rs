@@ -52,35 +52,19 @@ impl Agreement {
         }
         check_not_empty("multimodal", multimodal)?;
         for correct in unimodal {
-            check_length(
-                "unimodal",
-                correct.len(),
-                multimodal.len(),
-                "one entry per multimodal entry",
-            )?;
+            check_length("unimodal", correct.len(), multimodal.len(), "one entry per multimodal entry")?;
         }
-        let mut rows: Vec<AgreementRow> = (0..1 << unimodal.len())
-            .map(|pattern| AgreementRow {
-                pattern,
-                right: 0,
-                wrong: 0,
-            })
-            .collect();
+        let mut rows: Vec<AgreementRow> =
+            (0..1 << unimodal.len()).map(|pattern| AgreementRow { pattern, right: 0, wrong: 0 }).collect();
         for (i, &right) in multimodal.iter().enumerate() {
-            let pattern = unimodal
-                .iter()
-                .rev()
-                .fold(0, |bits, correct| bits << 1 | usize::from(correct[i]));
+            let pattern = unimodal.iter().rev().fold(0, |bits, correct| bits << 1 | usize::from(correct[i]));
             if right {
                 rows[pattern].right += 1;
             } else {
                 rows[pattern].wrong += 1;
             }
         }
-        Ok(Self {
-            rows,
-            samples: multimodal.len() as u64,
-        })
+        Ok(Self { rows, samples: multimodal.len() as u64 })
     }
 
     /// The table of two modalities; errors as in [`Agreement::new`].
@@ -101,10 +85,7 @@ impl Agreement {
     /// The percentages of all samples, one `[right, wrong]` pair per row; they sum to 100.
     pub fn percentages(&self) -> Vec<[f64; 2]> {
         let percent = |count: u64| 100.0 * count as f64 / self.samples as f64;
-        self.rows
-            .iter()
-            .map(|row| [percent(row.right), percent(row.wrong)])
-            .collect()
+        self.rows.iter().map(|row| [percent(row.right), percent(row.wrong)]).collect()
     }
 
     /// The multimodal accuracy over all samples.
@@ -138,16 +119,9 @@ mod tests {
         let b = [F, F, F, T, F];
         let multimodal = [F, T, F, T, T];
         let table = Agreement::of_two(&a, &b, &multimodal).expect("valid");
-        let counts: Vec<_> = table
-            .rows()
-            .iter()
-            .map(|row| (row.pattern, row.right, row.wrong))
-            .collect();
+        let counts: Vec<_> = table.rows().iter().map(|row| (row.pattern, row.right, row.wrong)).collect();
         assert_eq!(counts, [(0, 1, 1), (1, 1, 1), (2, 1, 0), (3, 0, 0)]);
-        assert_eq!(
-            table.percentages(),
-            [[20.0, 20.0], [20.0, 20.0], [20.0, 0.0], [0.0, 0.0]]
-        );
+        assert_eq!(table.percentages(), [[20.0, 20.0], [20.0, 20.0], [20.0, 0.0], [0.0, 0.0]]);
         let accuracies: Vec<_> = table.rows().iter().map(AgreementRow::accuracy).collect();
         assert_eq!(accuracies, [Some(0.5), Some(0.5), Some(1.0), None]);
         assert_eq!((table.accuracy(), table.samples()), (0.6, 5));
@@ -157,37 +131,17 @@ mod tests {
     fn bit_m_is_modality_m() {
         let table = Agreement::new(&[&[F], &[F], &[T]], &[T]).expect("valid");
         assert_eq!(table.rows().len(), 8);
-        assert_eq!(
-            table.rows()[4],
-            AgreementRow {
-                pattern: 4,
-                right: 1,
-                wrong: 0
-            }
-        );
+        assert_eq!(table.rows()[4], AgreementRow { pattern: 4, right: 1, wrong: 0 });
     }
 
     #[test]
     fn rejects_what_does_not_fit() {
-        assert_eq!(
-            Agreement::new(&[], &[T]),
-            Err(MetricError::Empty { what: "unimodal" })
-        );
-        assert_eq!(
-            Agreement::new(&[&[]], &[]),
-            Err(MetricError::Empty { what: "multimodal" })
-        );
+        assert_eq!(Agreement::new(&[], &[T]), Err(MetricError::Empty { what: "unimodal" }));
+        assert_eq!(Agreement::new(&[&[]], &[]), Err(MetricError::Empty { what: "multimodal" }));
         assert!(matches!(
             Agreement::of_two(&[T], &[T, F], &[T]),
-            Err(MetricError::Length {
-                expected: 1,
-                actual: 2,
-                ..
-            })
+            Err(MetricError::Length { expected: 1, actual: 2, .. })
         ));
-        assert!(matches!(
-            Agreement::new(&[&[T][..]; 17], &[T]),
-            Err(MetricError::Parameter { .. })
-        ));
+        assert!(matches!(Agreement::new(&[&[T][..]; 17], &[T]), Err(MetricError::Parameter { .. })));
     }
 }

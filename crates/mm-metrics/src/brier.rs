@@ -18,9 +18,7 @@ pub fn brier(scores: &Scores<'_>) -> Result<f64, MetricError> {
         .rows()
         .zip(scores.labels())
         .flat_map(|(row, &label)| {
-            row.iter()
-                .enumerate()
-                .map(move |(class, &p)| if class == label as usize { p - 1.0 } else { p })
+            row.iter().enumerate().map(move |(class, &p)| if class == label as usize { p - 1.0 } else { p })
         })
         .map(|distance| distance * distance)
         .sum();

@@ -127,11 +127,7 @@ mod tests {
                 let row = [p, 1.0 - p];
                 let scores = Scores::new(&row, &[0], 2).expect("valid");
                 let diagram = reliability(&scores, bins).expect("valid");
-                assert_eq!(
-                    diagram.iter().position(|b| b.count == 1),
-                    Some(bin),
-                    "{bin} of {bins}"
-                );
+                assert_eq!(diagram.iter().position(|b| b.count == 1), Some(bin), "{bin} of {bins}");
             }
         }
     }
@@ -139,10 +135,7 @@ mod tests {
     #[test]
     fn rejects_logits_and_no_bins() {
         let logits = Scores::new(&[2.0, -1.0], &[0], 2).expect("valid");
-        assert!(matches!(
-            expected_calibration_error(&logits, 15),
-            Err(MetricError::NotProbability { .. })
-        ));
+        assert!(matches!(expected_calibration_error(&logits, 15), Err(MetricError::NotProbability { .. })));
         let fine = Scores::new(&[0.5, 0.5], &[0], 2).expect("valid");
         assert!(matches!(
             expected_calibration_error(&fine, 0),

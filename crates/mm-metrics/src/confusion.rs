@@ -26,12 +26,7 @@ impl ConfusionMatrix {
     pub fn new(labels: &[u32], predicted: &[u32], classes: usize) -> Result<Self, MetricError> {
         check_class_count(classes)?;
         check_not_empty("labels", labels)?;
-        check_length(
-            "predicted",
-            predicted.len(),
-            labels.len(),
-            "one prediction per label",
-        )?;
+        check_length("predicted", predicted.len(), labels.len(), "one prediction per label")?;
         check_classes("labels", labels, classes)?;
         check_classes("predicted", predicted, classes)?;
         let mut counts = vec![0; classes * classes];
@@ -108,12 +103,7 @@ mod tests {
         let error = ConfusionMatrix::new(&[0, 1], &[0, 2], 2);
         assert_eq!(
             error,
-            Err(MetricError::ClassOutOfRange {
-                what: "predicted",
-                index: 1,
-                class: 2,
-                classes: 2
-            })
+            Err(MetricError::ClassOutOfRange { what: "predicted", index: 1, class: 2, classes: 2 })
         );
         assert!(ConfusionMatrix::new(&[2], &[0], 2).is_err());
         assert!(ConfusionMatrix::new(&[], &[], 2).is_err());

@@ -78,22 +78,12 @@ impl fmt::Display for MetricError {
                     "{what} is empty, but at least one entry is needed; check the split or filter that produced it"
                 )
             }
-            Self::Length {
-                what,
-                expected,
-                actual,
-                rule,
-            } => write!(
+            Self::Length { what, expected, actual, rule } => write!(
                 f,
                 "{what} has length {actual}, but must have length {expected} ({rule}); \
                  check that all slices come from the same samples in the same order"
             ),
-            Self::ClassOutOfRange {
-                what,
-                index,
-                class,
-                classes,
-            } => write!(
+            Self::ClassOutOfRange { what, index, class, classes } => write!(
                 f,
                 "{what}[{index}] is class {class}, but must be below the number of classes, {classes}; \
                  pass the number of classes of the dataset or repair the label"
@@ -127,37 +117,19 @@ pub(crate) fn check_length(
     expected: usize,
     rule: &'static str,
 ) -> Result<(), MetricError> {
-    if actual == expected {
-        Ok(())
-    } else {
-        Err(MetricError::Length {
-            what,
-            expected,
-            actual,
-            rule,
-        })
-    }
+    if actual == expected { Ok(()) } else { Err(MetricError::Length { what, expected, actual, rule }) }
 }
 
 /// Errors unless the slice has an entry.
 pub(crate) fn check_not_empty<T>(what: &'static str, slice: &[T]) -> Result<(), MetricError> {
-    if slice.is_empty() {
-        Err(MetricError::Empty { what })
-    } else {
-        Ok(())
-    }
+    if slice.is_empty() { Err(MetricError::Empty { what }) } else { Ok(()) }
 }
 
 /// Errors unless every class index is below `classes`.
 pub(crate) fn check_classes(what: &'static str, slice: &[u32], classes: usize) -> Result<(), MetricError> {
     match slice.iter().position(|&class| class as usize >= classes) {
         None => Ok(()),
-        Some(index) => Err(MetricError::ClassOutOfRange {
-            what,
-            index,
-            class: slice[index],
-            classes,
-        }),
+        Some(index) => Err(MetricError::ClassOutOfRange { what, index, class: slice[index], classes }),
     }
 }
 
@@ -165,11 +137,7 @@ pub(crate) fn check_classes(what: &'static str, slice: &[u32], classes: usize) -
 pub(crate) fn check_finite(what: &'static str, slice: &[f64]) -> Result<(), MetricError> {
     match slice.iter().position(|value| !value.is_finite()) {
         None => Ok(()),
-        Some(index) => Err(MetricError::NotFinite {
-            what,
-            index,
-            value: slice[index],
-        }),
+        Some(index) => Err(MetricError::NotFinite { what, index, value: slice[index] }),
     }
 }
 
@@ -206,26 +174,15 @@ mod tests {
 
     #[test]
     fn messages_name_thing_value_rule_and_remedy() {
-        let error = MetricError::ClassOutOfRange {
-            what: "labels",
-            index: 3,
-            class: 9,
-            classes: 6,
-        };
+        let error = MetricError::ClassOutOfRange { what: "labels", index: 3, class: 9, classes: 6 };
         assert_eq!(
             error.to_string(),
             "labels[3] is class 9, but must be below the number of classes, 6; \
              pass the number of classes of the dataset or repair the label"
         );
-        let error = MetricError::Parameter {
-            name: "bins",
-            value: 0.0,
-            rule: "must be at least 1; 15 is usual",
-        };
-        assert_eq!(
-            error.to_string(),
-            "bins is 0, but must be at least 1; 15 is usual"
-        );
+        let error =
+            MetricError::Parameter { name: "bins", value: 0.0, rule: "must be at least 1; 15 is usual" };
+        assert_eq!(error.to_string(), "bins is 0, but must be at least 1; 15 is usual");
     }
 
     #[test]
@@ -233,29 +190,15 @@ mod tests {
         assert_eq!(check_length("a", 2, 2, "r"), Ok(()));
         assert_eq!(
             check_length("a", 2, 3, "r"),
-            Err(MetricError::Length {
-                what: "a",
-                expected: 3,
-                actual: 2,
-                rule: "r"
-            })
+            Err(MetricError::Length { what: "a", expected: 3, actual: 2, rule: "r" })
         );
         assert_eq!(
             check_classes("labels", &[0, 2, 7, 8], 3),
-            Err(MetricError::ClassOutOfRange {
-                what: "labels",
-                index: 2,
-                class: 7,
-                classes: 3
-            })
+            Err(MetricError::ClassOutOfRange { what: "labels", index: 2, class: 7, classes: 3 })
         );
         assert_eq!(
             check_finite("x", &[0.0, f64::INFINITY]),
-            Err(MetricError::NotFinite {
-                what: "x",
-                index: 1,
-                value: f64::INFINITY
-            })
+            Err(MetricError::NotFinite { what: "x", index: 1, value: f64::INFINITY })
         );
         assert!(check_matrix("x", 7, usize::MAX, 2, "r").is_err());
         assert!(check_class_count(0).is_err());

@@ -49,11 +49,7 @@ pub fn class_scores(confusion: &ConfusionMatrix) -> Vec<Option<ClassScores>> {
 pub fn macro_scores(confusion: &ConfusionMatrix) -> ClassScores {
     let present: Vec<ClassScores> = class_scores(confusion).into_iter().flatten().collect();
     let mean = |field: fn(&ClassScores) -> f64| present.iter().map(field).sum::<f64>() / present.len() as f64;
-    ClassScores {
-        precision: mean(|s| s.precision),
-        recall: mean(|s| s.recall),
-        f1: mean(|s| s.f1),
-    }
+    ClassScores { precision: mean(|s| s.precision), recall: mean(|s| s.recall), f1: mean(|s| s.f1) }
 }
 
 /// The F1 field of [`macro_scores`].
@@ -73,11 +69,7 @@ pub fn micro_f1(confusion: &ConfusionMatrix) -> f64 {
 }
 
 fn ratio(numerator: u64, denominator: u64) -> f64 {
-    if denominator == 0 {
-        0.0
-    } else {
-        numerator as f64 / denominator as f64
-    }
+    if denominator == 0 { 0.0 } else { numerator as f64 / denominator as f64 }
 }
 
 #[cfg(test)]
@@ -89,30 +81,9 @@ mod tests {
         // Class 2 is never predicted, class 3 is never true, class 4 does not appear.
         let confusion = ConfusionMatrix::new(&[0, 0, 1, 2], &[0, 1, 1, 3], 5).expect("valid");
         let scores = class_scores(&confusion);
-        assert_eq!(
-            scores[0],
-            Some(ClassScores {
-                precision: 1.0,
-                recall: 0.5,
-                f1: 2.0 / 3.0
-            })
-        );
-        assert_eq!(
-            scores[2],
-            Some(ClassScores {
-                precision: 0.0,
-                recall: 0.0,
-                f1: 0.0
-            })
-        );
-        assert_eq!(
-            scores[3],
-            Some(ClassScores {
-                precision: 0.0,
-                recall: 0.0,
-                f1: 0.0
-            })
-        );
+        assert_eq!(scores[0], Some(ClassScores { precision: 1.0, recall: 0.5, f1: 2.0 / 3.0 }));
+        assert_eq!(scores[2], Some(ClassScores { precision: 0.0, recall: 0.0, f1: 0.0 }));
+        assert_eq!(scores[3], Some(ClassScores { precision: 0.0, recall: 0.0, f1: 0.0 }));
         assert_eq!(scores[4], None);
         assert!((macro_f1(&confusion) - (2.0 / 3.0 + 2.0 / 3.0) / 4.0).abs() < 1e-15);
         assert_eq!(micro_f1(&confusion), 0.5);
@@ -122,13 +93,6 @@ mod tests {
     #[test]
     fn perfect_predictions_score_one() {
         let confusion = ConfusionMatrix::new(&[0, 2], &[0, 2], 3).expect("valid");
-        assert_eq!(
-            macro_scores(&confusion),
-            ClassScores {
-                precision: 1.0,
-                recall: 1.0,
-                f1: 1.0
-            }
-        );
+        assert_eq!(macro_scores(&confusion), ClassScores { precision: 1.0, recall: 1.0, f1: 1.0 });
     }
 }

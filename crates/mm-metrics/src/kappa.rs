@@ -15,12 +15,8 @@ use crate::ConfusionMatrix;
 pub fn cohen_kappa(confusion: &ConfusionMatrix) -> Option<f64> {
     let n = confusion.samples() as f64;
     let hits = confusion.hits().iter().sum::<u64>() as f64;
-    let chance: f64 = confusion
-        .support()
-        .iter()
-        .zip(&confusion.predicted())
-        .map(|(&t, &p)| t as f64 * p as f64)
-        .sum();
+    let chance: f64 =
+        confusion.support().iter().zip(&confusion.predicted()).map(|(&t, &p)| t as f64 * p as f64).sum();
     // Counts are exact in f64 (below 2^26 samples), so the comparison with zero is, too.
     let room = n * n - chance;
     (room > 0.0).then(|| (hits * n - chance) / room)

@@ -18,11 +18,7 @@ pub fn matthews_correlation(confusion: &ConfusionMatrix) -> f64 {
     let (support, predicted) = (confusion.support(), confusion.predicted());
     let dot = |a: &[u64], b: &[u64]| a.iter().zip(b).map(|(&a, &b)| a as f64 * b as f64).sum::<f64>();
     let variance = (n * n - dot(&predicted, &predicted)) * (n * n - dot(&support, &support));
-    if variance == 0.0 {
-        0.0
-    } else {
-        (hits * n - dot(&support, &predicted)) / variance.sqrt()
-    }
+    if variance == 0.0 { 0.0 } else { (hits * n - dot(&support, &predicted)) / variance.sqrt() }
 }
 
 #[cfg(test)]

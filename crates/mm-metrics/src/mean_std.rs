@@ -63,9 +63,6 @@ mod tests {
     #[test]
     fn rejects_nothing_and_nan() {
         assert_eq!(mean_std(&[]), Err(MetricError::Empty { what: "values" }));
-        assert!(matches!(
-            mean_std(&[1.0, f64::NAN]),
-            Err(MetricError::NotFinite { index: 1, .. })
-        ));
+        assert!(matches!(mean_std(&[1.0, f64::NAN]), Err(MetricError::NotFinite { index: 1, .. })));
     }
 }

@@ -34,15 +34,8 @@ pub fn modality_gap<T: Copy + Into<f64>>(a: &[T], b: &[T], dim: usize) -> Result
     }
     let (centroid_a, skipped_a) = centroid("a", "the number of rows of a with a norm above zero", a, dim)?;
     let (centroid_b, skipped_b) = centroid("b", "the number of rows of b with a norm above zero", b, dim)?;
-    let squared: f64 = centroid_a
-        .iter()
-        .zip(&centroid_b)
-        .map(|(a, b)| (a - b) * (a - b))
-        .sum();
-    Ok(ModalityGap {
-        distance: squared.sqrt(),
-        skipped: [skipped_a, skipped_b],
-    })
+    let squared: f64 = centroid_a.iter().zip(&centroid_b).map(|(a, b)| (a - b) * (a - b)).sum();
+    Ok(ModalityGap { distance: squared.sqrt(), skipped: [skipped_a, skipped_b] })
 }
 
 /// The mean direction of the rows and the number of rows that have none.
@@ -53,13 +46,7 @@ fn centroid<T: Copy + Into<f64>>(
     dim: usize,
 ) -> Result<(Vec<f64>, usize), MetricError> {
     let rows = features.len() / dim;
-    check_matrix(
-        what,
-        features.len(),
-        rows.max(1),
-        dim,
-        "whole rows of `dim` numbers, at least one",
-    )?;
+    check_matrix(what, features.len(), rows.max(1), dim, "whole rows of `dim` numbers, at least one")?;
     let mut sum = vec![0.0; dim];
     let mut used = 0_usize;
     let mut row = vec![0.0; dim];
@@ -67,11 +54,7 @@ fn centroid<T: Copy + Into<f64>>(
         for (j, (slot, &value)) in row.iter_mut().zip(values).enumerate() {
             *slot = value.into();
             if !slot.is_finite() {
-                return Err(MetricError::NotFinite {
-                    what,
-                    index: i * dim + j,
-                    value: *slot,
-                });
+                return Err(MetricError::NotFinite { what, index: i * dim + j, value: *slot });
             }
         }
         // Dividing by the largest entry first keeps the squares of tiny and of huge features in range.
@@ -129,10 +112,7 @@ mod tests {
             modality_gap(&[1.0, f64::NAN], &[1.0, 0.0], 2),
             Err(MetricError::NotFinite { index: 1, .. })
         ));
-        assert!(matches!(
-            modality_gap(&[], &[1.0], 1),
-            Err(MetricError::Length { .. })
-        ));
+        assert!(matches!(modality_gap(&[], &[1.0], 1), Err(MetricError::Length { .. })));
         assert!(modality_gap(&[1.0, 2.0, 3.0], &[1.0, 2.0], 2).is_err());
         assert!(modality_gap(&[1.0], &[1.0], 0).is_err());
     }

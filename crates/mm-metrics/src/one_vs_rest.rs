@@ -27,11 +27,7 @@ pub(crate) fn one_vs_rest(scores: &Scores<'_>, metric: fn(&[TieGroup]) -> Option
         .collect();
     let counted = per_class.iter().flatten().count();
     let mean = (counted > 0).then(|| per_class.iter().flatten().sum::<f64>() / counted as f64);
-    OneVsRest {
-        per_class,
-        mean,
-        counted,
-    }
+    OneVsRest { per_class, mean, counted }
 }
 
 /// The samples that share one score.
@@ -49,19 +45,14 @@ fn tie_groups(ranked: &mut [(f64, bool)]) -> Vec<TieGroup> {
         .chunk_by(|a, b| a.0 == b.0)
         .map(|group| {
             let positives = group.iter().filter(|(_, positive)| *positive).count() as u64;
-            TieGroup {
-                positives,
-                negatives: group.len() as u64 - positives,
-            }
+            TieGroup { positives, negatives: group.len() as u64 - positives }
         })
         .collect()
 }
 
 /// The numbers of positives and negatives over all groups.
 pub(crate) fn totals(groups: &[TieGroup]) -> (u64, u64) {
-    groups
-        .iter()
-        .fold((0, 0), |(p, n), group| (p + group.positives, n + group.negatives))
+    groups.iter().fold((0, 0), |(p, n), group| (p + group.positives, n + group.negatives))
 }
 
 #[cfg(test)]
@@ -70,13 +61,7 @@ mod tests {
 
     #[test]
     fn groups_equal_scores_largest_first() {
-        let mut ranked = [
-            (0.0, true),
-            (0.5, false),
-            (-0.0, false),
-            (0.5, true),
-            (f64::NEG_INFINITY, false),
-        ];
+        let mut ranked = [(0.0, true), (0.5, false), (-0.0, false), (0.5, true), (f64::NEG_INFINITY, false)];
         let groups = tie_groups(&mut ranked);
         let group = |positives, negatives| TieGroup { positives, negatives };
         assert_eq!(groups, [group(1, 1), group(1, 1), group(0, 1)]);

@@ -79,30 +79,18 @@ mod tests {
     #[test]
     fn one_pair_has_no_interval_and_equal_differences_no_width() {
         let one = paired_difference(&[2.0], &[1.5], 0.95).expect("valid");
-        assert_eq!(
-            (one.n, one.mean, one.std, one.low, one.high),
-            (1, 0.5, None, None, None)
-        );
+        assert_eq!((one.n, one.mean, one.std, one.low, one.high), (1, 0.5, None, None, None));
         let equal = paired_difference(&[2.0, 3.0], &[1.5, 2.5], 0.95).expect("valid");
         assert_eq!((equal.mean, equal.low, equal.high), (0.5, Some(0.5), Some(0.5)));
     }
 
     #[test]
     fn rejects_what_has_no_interval() {
-        assert!(matches!(
-            paired_difference(&[1.0], &[], 0.95),
-            Err(MetricError::Length { .. })
-        ));
-        assert!(matches!(
-            paired_difference(&[], &[], 0.95),
-            Err(MetricError::Empty { .. })
-        ));
+        assert!(matches!(paired_difference(&[1.0], &[], 0.95), Err(MetricError::Length { .. })));
+        assert!(matches!(paired_difference(&[], &[], 0.95), Err(MetricError::Empty { .. })));
         assert!(matches!(
             paired_difference(&[1.0, 2.0], &[1.0, 2.5], 1.0),
-            Err(MetricError::Parameter {
-                name: "confidence",
-                ..
-            })
+            Err(MetricError::Parameter { name: "confidence", .. })
         ));
         // The largest confidence below 1 rounds to the quantile of 1, which is infinite: an error, not a panic.
         assert!(paired_difference(&[1.0, 2.0], &[1.0, 2.5], 1.0 - f64::EPSILON / 2.0).is_err());

@@ -30,17 +30,9 @@ impl<'a> Scores<'a> {
         check_matrix("scores", scores.len(), labels.len(), classes, "labels x classes")?;
         check_classes("labels", labels, classes)?;
         if let Some(index) = scores.iter().position(|score| score.is_nan()) {
-            return Err(MetricError::NotFinite {
-                what: "scores",
-                index,
-                value: f64::NAN,
-            });
+            return Err(MetricError::NotFinite { what: "scores", index, value: f64::NAN });
         }
-        Ok(Self {
-            values: scores,
-            labels,
-            classes,
-        })
+        Ok(Self { values: scores, labels, classes })
     }
 
     /// The number of samples, at least one.
@@ -79,20 +71,12 @@ impl<'a> Scores<'a> {
             let mut sum = 0.0;
             for &value in scores {
                 if !(0.0..=1.0).contains(&value) {
-                    return Err(MetricError::NotProbability {
-                        row,
-                        quantity: "an entry",
-                        value,
-                    });
+                    return Err(MetricError::NotProbability { row, quantity: "an entry", value });
                 }
                 sum += value;
             }
             if (sum - 1.0).abs() > ROW_SUM_TOLERANCE {
-                return Err(MetricError::NotProbability {
-                    row,
-                    quantity: "the sum",
-                    value: sum,
-                });
+                return Err(MetricError::NotProbability { row, quantity: "the sum", value: sum });
             }
         }
         Ok(())
@@ -114,11 +98,7 @@ pub fn softmax_rows<T: Copy + Into<f64>>(logits: &[T], classes: usize) -> Result
         let max = row_max("logits", row, values)?;
         if max.is_infinite() {
             let column = argmax(values);
-            return Err(MetricError::NotFinite {
-                what: "logits",
-                index: row * classes + column,
-                value: max,
-            });
+            return Err(MetricError::NotFinite { what: "logits", index: row * classes + column, value: max });
         }
         let mut sum = 0.0;
         for value in &mut *values {
@@ -168,11 +148,7 @@ fn row_max(what: &'static str, row: usize, values: &[f64]) -> Result<f64, Metric
     let mut max = f64::NEG_INFINITY;
     for (column, &value) in values.iter().enumerate() {
         if value.is_nan() {
-            return Err(MetricError::NotFinite {
-                what,
-                index: row * values.len() + column,
-                value,
-            });
+            return Err(MetricError::NotFinite { what, index: row * values.len() + column, value });
         }
         max = max.max(value);
     }
@@ -201,14 +177,7 @@ mod tests {
     #[test]
     fn softmax_rejects_what_has_no_softmax() {
         let infinite = softmax_rows(&[0.0, 1.0, 0.0, f64::INFINITY], 2);
-        assert_eq!(
-            infinite,
-            Err(MetricError::NotFinite {
-                what: "logits",
-                index: 3,
-                value: f64::INFINITY
-            })
-        );
+        assert_eq!(infinite, Err(MetricError::NotFinite { what: "logits", index: 3, value: f64::INFINITY }));
         assert!(softmax_rows(&[f64::NEG_INFINITY, f64::NEG_INFINITY], 2).is_err());
         assert!(softmax_rows(&[0.0, f64::NAN], 2).is_err());
         assert!(softmax_rows(&[0.0, 0.0, 0.0], 2).is_err());
@@ -217,10 +186,7 @@ mod tests {
 
     #[test]
     fn argmax_takes_the_first_of_equals() {
-        assert_eq!(
-            argmax_rows(&[1.0_f32, 3.0, 3.0, -1.0, -1.0, -2.0], 3).expect("valid"),
-            [1, 0]
-        );
+        assert_eq!(argmax_rows(&[1.0_f32, 3.0, 3.0, -1.0, -1.0, -2.0], 3).expect("valid"), [1, 0]);
         let masked = [f64::NEG_INFINITY, f64::NEG_INFINITY];
         assert_eq!(argmax_rows(&masked, 2).expect("valid"), [0]);
         assert!(argmax_rows(&[0.0, f64::NAN], 2).is_err());
@@ -235,25 +201,14 @@ mod tests {
         assert_eq!(view.column(1).collect::<Vec<_>>(), [0.8, 0.5]);
         assert!(view.check_probabilities().is_ok());
 
-        assert_eq!(
-            Scores::new(&[], &[], 2).err(),
-            Some(MetricError::Empty { what: "labels" })
-        );
+        assert_eq!(Scores::new(&[], &[], 2).err(), Some(MetricError::Empty { what: "labels" }));
         assert!(matches!(
             Scores::new(&scores, &[1], 2),
-            Err(MetricError::Length {
-                actual: 4,
-                expected: 2,
-                ..
-            })
+            Err(MetricError::Length { actual: 4, expected: 2, .. })
         ));
         assert!(matches!(
             Scores::new(&scores, &[1, 2], 2),
-            Err(MetricError::ClassOutOfRange {
-                index: 1,
-                class: 2,
-                ..
-            })
+            Err(MetricError::ClassOutOfRange { index: 1, class: 2, .. })
         ));
         assert!(matches!(
             Scores::new(&[0.0, f64::NAN], &[1], 2),
@@ -266,20 +221,12 @@ mod tests {
         let view = Scores::new(&[0.4, 0.6, 2.0, -1.0], &[1, 0], 2).expect("valid");
         assert_eq!(
             view.check_probabilities(),
-            Err(MetricError::NotProbability {
-                row: 1,
-                quantity: "an entry",
-                value: 2.0
-            })
+            Err(MetricError::NotProbability { row: 1, quantity: "an entry", value: 2.0 })
         );
         let view = Scores::new(&[0.5, 0.25], &[1], 2).expect("valid");
         assert_eq!(
             view.check_probabilities(),
-            Err(MetricError::NotProbability {
-                row: 0,
-                quantity: "the sum",
-                value: 0.75
-            })
+            Err(MetricError::NotProbability { row: 0, quantity: "the sum", value: 0.75 })
         );
     }
 }

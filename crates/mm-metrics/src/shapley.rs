@@ -35,10 +35,8 @@ pub fn shapley(values: &[f64]) -> Result<Vec<f64>, MetricError> {
     let mut shares = vec![0.0; players];
     for (coalition, value) in values.iter().enumerate() {
         let size = coalition.count_ones() as usize;
-        for (player, share) in shares
-            .iter_mut()
-            .enumerate()
-            .filter(|(player, _)| coalition >> player & 1 == 0)
+        for (player, share) in
+            shares.iter_mut().enumerate().filter(|(player, _)| coalition >> player & 1 == 0)
         {
             *share += weights[size] * (values[coalition | 1 << player] - value);
         }
@@ -76,9 +74,7 @@ mod tests {
         let values = [0.2, 0.6, 0.3, 0.8];
         let phi = shapley(&values).expect("valid");
         assert!((phi[0] - 0.45).abs() < 1e-15 && (phi[1] - 0.15).abs() < 1e-15);
-        let shares = shapley_shares(&values)
-            .expect("valid")
-            .expect("total is not zero");
+        let shares = shapley_shares(&values).expect("valid").expect("total is not zero");
         assert!((shares[0] - 0.75).abs() < 1e-15 && (shares[1] - 0.25).abs() < 1e-15);
     }
 
@@ -96,10 +92,7 @@ mod tests {
         assert_eq!(shapley_shares(&[0.5, 0.1, 0.9, 0.5]), Ok(None));
         assert_eq!(shapley(&[0.0, 2.0]), Ok(vec![2.0]));
         for wrong in [0, 1, 3, 6, 1 << 17] {
-            assert!(
-                matches!(shapley(&vec![0.0; wrong]), Err(MetricError::Parameter { .. })),
-                "{wrong}"
-            );
+            assert!(matches!(shapley(&vec![0.0; wrong]), Err(MetricError::Parameter { .. })), "{wrong}");
         }
         assert!(shapley(&[0.0, f64::NAN]).is_err());
     }

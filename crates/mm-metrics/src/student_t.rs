@@ -39,11 +39,7 @@ fn two_sided_quantile(outer: f64, nu: f64) -> f64 {
     // The smaller of the two probabilities is the one that keeps its digits: solve for that.
     let excess = |t: f64| {
         let (inside, outside) = two_sided(t, nu);
-        if outer > 0.5 {
-            inside - (1.0 - outer)
-        } else {
-            outer - outside
-        }
+        if outer > 0.5 { inside - (1.0 - outer) } else { outer - outside }
     };
     let (mut low, mut high) = (0.0, 1.0);
     while excess(high) < 0.0 {
@@ -59,11 +55,7 @@ fn two_sided_quantile(outer: f64, nu: f64) -> f64 {
             high = t;
         }
         let newton = t - error / (2.0 * density(t, nu));
-        let next = if newton > low && newton < high {
-            newton
-        } else {
-            0.5 * (low + high)
-        };
+        let next = if newton > low && newton < high { newton } else { 0.5 * (low + high) };
         if (next - t).abs() <= f64::EPSILON * t {
             return next;
         }
@@ -139,10 +131,7 @@ mod tests {
     use super::*;
 
     fn close(actual: f64, expected: f64) {
-        assert!(
-            (actual - expected).abs() <= 1e-11 * expected.abs(),
-            "{actual} is not {expected}"
-        );
+        assert!((actual - expected).abs() <= 1e-11 * expected.abs(), "{actual} is not {expected}");
     }
 
     #[test]
@@ -150,11 +139,7 @@ mod tests {
         for p in [1e-9, 0.01, 0.3, 0.5 + 1e-6, 0.7, 0.975, 0.9999] {
             let offset = p - 0.5;
             // The tangent from the side that keeps the digits of p.
-            let expected = if p < 0.1 {
-                -1.0 / (PI * p).tan()
-            } else {
-                (PI * offset).tan()
-            };
+            let expected = if p < 0.1 { -1.0 / (PI * p).tan() } else { (PI * offset).tan() };
             close(student_t_quantile(p, 1.0).expect("valid"), expected);
             let expected = 2.0 * offset * (2.0 / (4.0 * p * (1.0 - p))).sqrt();
             close(student_t_quantile(p, 2.0).expect("valid"), expected);

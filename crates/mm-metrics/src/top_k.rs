@@ -22,11 +22,8 @@ pub fn top_k_accuracy(scores: &Scores<'_>, k: usize) -> Result<f64, MetricError>
             rule: "must be between 1 and the number of classes; leave top-k out for datasets with few classes",
         });
     }
-    let hits = scores
-        .rows()
-        .zip(scores.labels())
-        .filter(|(row, label)| rank(row, **label as usize) < k)
-        .count();
+    let hits =
+        scores.rows().zip(scores.labels()).filter(|(row, label)| rank(row, **label as usize) < k).count();
     Ok(hits as f64 / scores.samples() as f64)
 }
 
@@ -56,10 +53,7 @@ mod tests {
     #[test]
     fn rejects_k_outside_the_classes() {
         let scores = Scores::new(&[0.5, 0.5], &[0], 2).expect("valid");
-        assert!(matches!(
-            top_k_accuracy(&scores, 0),
-            Err(MetricError::Parameter { name: "k", .. })
-        ));
+        assert!(matches!(top_k_accuracy(&scores, 0), Err(MetricError::Parameter { name: "k", .. })));
         assert!(top_k_accuracy(&scores, 3).is_err());
     }
 }

@@ -93,12 +93,7 @@ where
         _ => format!("[{i}]"),
     };
     if let Some(i) = (0..a.len()).find(|&i| !a[i].is_finite() || !e[i].is_finite()) {
-        return Err(format!(
-            "at {} {:e}, expected {:e}: a value is not finite",
-            place(i),
-            a[i],
-            e[i]
-        ));
+        return Err(format!("at {} {:e}, expected {:e}: a value is not finite", place(i), a[i], e[i]));
     }
     let scale = e.iter().fold(SMALLEST_SCALE, |scale, v| scale.max(v.abs()));
     let gap = |i: usize| (a[i] - e[i]).abs();
@@ -145,29 +140,15 @@ mod tests {
         let a = Tensor::new(&[[1f64, 2.0], [3.0, 4.5]], &Device::Cpu).unwrap();
         let e = Tensor::new(&[[1f64, 2.0], [3.0, 4.0]], &Device::Cpu).unwrap();
         let text = difference(&a, &e, 1e-9).unwrap_err();
-        assert_eq!(
-            text,
-            "at [1, 1] 4.5e0, expected 4e0: off by 5.000e-1, allowed 4.000e-9 (= 1e-9 of 4e0)"
-        );
-        assert_eq!(
-            difference(&a, &e.flatten_all().unwrap(), 1.0).unwrap_err(),
-            "shape [2, 2], expected [4]"
-        );
+        assert_eq!(text, "at [1, 1] 4.5e0, expected 4e0: off by 5.000e-1, allowed 4.000e-9 (= 1e-9 of 4e0)");
+        assert_eq!(difference(&a, &e.flatten_all().unwrap(), 1.0).unwrap_err(), "shape [2, 2], expected [4]");
     }
 
     #[test]
     fn nothing_equals_what_is_not_finite() {
-        assert!(
-            difference(&f64::NAN, &f64::NAN, 1.0)
-                .unwrap_err()
-                .contains("not finite")
-        );
+        assert!(difference(&f64::NAN, &f64::NAN, 1.0).unwrap_err().contains("not finite"));
         assert!(difference(&f64::INFINITY, &f64::INFINITY, 1.0).is_err());
-        assert!(
-            difference(&[1.0, f64::NAN], &[1.0, 2.0], 1.0)
-                .unwrap_err()
-                .starts_with("at [1] NaN")
-        );
+        assert!(difference(&[1.0, f64::NAN], &[1.0, 2.0], 1.0).unwrap_err().starts_with("at [1] NaN"));
     }
 
     #[test]

@@ -65,10 +65,8 @@ impl Golden {
     /// Opens `<name>.safetensors` in the directory that `MM_GOLDEN_DIR` names, or in `tests/golden` of the workspace.
     #[track_caller]
     pub fn open(name: &str) -> Self {
-        let directory = std::env::var_os(DIRECTORY_VARIABLE).map_or_else(
-            || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden"),
-            PathBuf::from,
-        );
+        let directory = std::env::var_os(DIRECTORY_VARIABLE)
+            .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden"), PathBuf::from);
         Self::open_in(&directory, name)
     }
 
@@ -79,13 +77,7 @@ impl Golden {
         match read(&file) {
             Ok((metadata, entries)) => {
                 let (touched, compared) = Default::default();
-                Self {
-                    file,
-                    metadata,
-                    entries,
-                    touched,
-                    compared,
-                }
+                Self { file, metadata, entries, touched, compared }
             }
             Err(error) => panic!("golden file {}: {error}", file.display()),
         }
@@ -142,11 +134,7 @@ impl Golden {
     pub fn scalar(&self, key: &str) -> f64 {
         match self.values(key)[..] {
             [value] => value,
-            ref values => panic!(
-                "{} `{key}` holds {} values, not one",
-                self.file.display(),
-                values.len()
-            ),
+            ref values => panic!("{} `{key}` holds {} values, not one", self.file.display(), values.len()),
         }
     }
 
@@ -154,11 +142,7 @@ impl Golden {
     #[track_caller]
     pub fn labels(&self, key: &str) -> Vec<u32> {
         let index = |x: f64| {
-            assert!(
-                x >= 0.0 && x.fract() == 0.0,
-                "{} `{key}` holds {x}, not an index",
-                self.file.display()
-            );
+            assert!(x >= 0.0 && x.fract() == 0.0, "{} `{key}` holds {x}, not an index", self.file.display());
             x as u32
         };
         self.values(key).into_iter().map(index).collect()
@@ -180,11 +164,7 @@ impl Golden {
     pub fn skip(&self, prefix: &str, reason: &str) {
         assert!(!reason.is_empty(), "why is `{prefix}` skipped?");
         let keys: Vec<String> = self.keys_with(prefix).map(str::to_owned).collect();
-        assert!(
-            !keys.is_empty(),
-            "{} has no key that starts with `{prefix}`",
-            self.file.display()
-        );
+        assert!(!keys.is_empty(), "{} has no key that starts with `{prefix}`", self.file.display());
         self.touched.borrow_mut().extend(keys);
     }
 
@@ -192,10 +172,8 @@ impl Golden {
     #[track_caller]
     pub fn finish(self) -> usize {
         let touched = self.touched.borrow();
-        let left: Vec<&str> = self
-            .keys()
-            .filter(|key| !key.contains("hazard") && !touched.contains(*key))
-            .collect();
+        let left: Vec<&str> =
+            self.keys().filter(|key| !key.contains("hazard") && !touched.contains(*key)).collect();
         assert!(
             left.is_empty(),
             "{}: {} of {} keys were never used: {}",
@@ -218,9 +196,7 @@ impl Golden {
     fn entry(&self, key: &str) -> &Entry {
         self.entries.get(key).unwrap_or_else(|| {
             let keys: Vec<&str> = self.keys().collect();
-            let hint = mm_core::nearest(key, &keys)
-                .map(|n| format!("; nearest: `{n}`"))
-                .unwrap_or_default();
+            let hint = mm_core::nearest(key, &keys).map(|n| format!("; nearest: `{n}`")).unwrap_or_default();
             panic!("{} has no key `{key}`{hint}", self.file.display())
         })
     }
@@ -231,12 +207,7 @@ type Contents = (BTreeMap<String, String>, BTreeMap<String, Entry>);
 fn read(file: &Path) -> Result<Contents, String> {
     let bytes = std::fs::read(file).map_err(|e| e.to_string())?;
     let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| e.to_string())?;
-    let metadata = header
-        .metadata()
-        .iter()
-        .flatten()
-        .map(|(k, v)| (k.clone(), v.clone()))
-        .collect();
+    let metadata = header.metadata().iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect();
     let tensors = SafeTensors::deserialize(&bytes).map_err(|e| e.to_string())?;
     let mut entries = BTreeMap::new();
     for (key, view) in tensors.tensors() {
@@ -246,18 +217,10 @@ fn read(file: &Path) -> Result<Contents, String> {
             Dtype::I64 => Data::I64(decode(view.data(), i64::from_le_bytes)),
             Dtype::U8 | Dtype::BOOL => Data::U8(view.data().to_vec()),
             other => {
-                return Err(format!(
-                    "`{key}` has element type {other:?}; known: f32, f64, i64, u8, bool"
-                ));
+                return Err(format!("`{key}` has element type {other:?}; known: f32, f64, i64, u8, bool"));
             }
         };
-        entries.insert(
-            key,
-            Entry {
-                shape: view.shape().to_vec(),
-                data,
-            },
-        );
+        entries.insert(key, Entry { shape: view.shape().to_vec(), data });
     }
     Ok((metadata, entries))
 }
@@ -273,10 +236,7 @@ mod tests {
 
     fn golden(name: &str) -> (tempfile::TempDir, Golden) {
         let directory = tempfile::tempdir().unwrap();
-        let x: Vec<u8> = [1f64, -2.0, 3.0, 0.5]
-            .iter()
-            .flat_map(|v| v.to_le_bytes())
-            .collect();
+        let x: Vec<u8> = [1f64, -2.0, 3.0, 0.5].iter().flat_map(|v| v.to_le_bytes()).collect();
         let loss: Vec<u8> = 0.25f32.to_le_bytes().to_vec();
         let labels: Vec<u8> = [2i64, 0].iter().flat_map(|v| v.to_le_bytes()).collect();
         let nan: Vec<u8> = f64::NAN.to_le_bytes().to_vec();
@@ -287,9 +247,7 @@ mod tests {
             ("hazard.grad", TensorView::new(Dtype::F64, vec![1], &nan).unwrap()),
             ("mask", TensorView::new(Dtype::U8, vec![2], &[1, 0]).unwrap()),
         ];
-        let source = [("source".to_owned(), "by hand".to_owned())]
-            .into_iter()
-            .collect();
+        let source = [("source".to_owned(), "by hand".to_owned())].into_iter().collect();
         let bytes = safetensors::serialize(tensors, Some(source)).unwrap();
         std::fs::write(directory.path().join(format!("{name}.safetensors")), bytes).unwrap();
         let golden = Golden::open_in(directory.path(), name);
@@ -299,16 +257,10 @@ mod tests {
     #[test]
     fn gives_every_element_type() {
         let (_directory, golden) = golden("toy");
-        assert_eq!(
-            golden.keys().collect::<Vec<_>>(),
-            ["f32.loss", "hazard.grad", "labels", "mask", "x"]
-        );
+        assert_eq!(golden.keys().collect::<Vec<_>>(), ["f32.loss", "hazard.grad", "labels", "mask", "x"]);
         assert_eq!(golden.keys_with("f32.").count(), 1);
         assert_eq!(golden.metadata("source"), Some("by hand"));
-        assert_eq!(
-            golden.tensor("x").to_vec2::<f64>().unwrap(),
-            [[1.0, -2.0], [3.0, 0.5]]
-        );
+        assert_eq!(golden.tensor("x").to_vec2::<f64>().unwrap(), [[1.0, -2.0], [3.0, 0.5]]);
         assert_eq!(golden.tensor("labels").to_vec1::<i64>().unwrap(), [2, 0]);
         assert_eq!(golden.labels("labels"), [2, 0]);
         assert_eq!(golden.scalar("f32.loss"), 0.25);

@@ -20,28 +20,14 @@ pub fn check_gradients(
     relative: f64,
     loss: impl Fn() -> Result<Tensor>,
 ) -> Result<()> {
-    let named = store
-        .params()
-        .iter()
-        .map(|p| (p.name().to_owned(), p.var().clone()));
-    let inputs = inputs
-        .iter()
-        .enumerate()
-        .map(|(i, v)| (format!("input {i}"), v.clone()));
+    let named = store.params().iter().map(|p| (p.name().to_owned(), p.var().clone()));
+    let inputs = inputs.iter().enumerate().map(|(i, v)| (format!("input {i}"), v.clone()));
     let grads = loss()?.backward()?;
     for (name, var) in named.chain(inputs) {
-        assert_eq!(
-            var.dtype(),
-            DType::F64,
-            "gradients are checked in f64, `{name}` is not"
-        );
+        assert_eq!(var.dtype(), DType::F64, "gradients are checked in f64, `{name}` is not");
         let exact = match grads.get(var.as_tensor()) {
             Some(grad) => {
-                assert_eq!(
-                    grad.dims(),
-                    var.dims(),
-                    "the gradient of `{name}` has another shape"
-                );
+                assert_eq!(grad.dims(), var.dims(), "the gradient of `{name}` has another shape");
                 to_host(grad)?
             }
             None => vec![0.0; var.elem_count()],
@@ -105,9 +91,6 @@ mod tests {
     #[should_panic(expected = "gradient of `w` at [0]")]
     fn a_missing_gradient_is_found() {
         let (store, w, x) = setup();
-        check_gradients(&store, std::slice::from_ref(&x), 1e-7, || {
-            probe(&w.detach().matmul(&x)?)
-        })
-        .unwrap();
+        check_gradients(&store, std::slice::from_ref(&x), 1e-7, || probe(&w.detach().matmul(&x)?)).unwrap();
     }
 }

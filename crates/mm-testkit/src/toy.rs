@@ -42,14 +42,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self {
-            seed: 0,
-            dims: vec![4, 6],
-            width: 5,
-            classes: 3,
-            dtype: DType::F64,
-            heads: false,
-        }
+        Self { seed: 0, dims: vec![4, 6], width: 5, classes: 3, dtype: DType::F64, heads: false }
     }
 }
 
@@ -66,11 +59,7 @@ impl Options {
         let widths = encoders.map(|_, encoder| encoder.dim());
         let fusion = fusion(store.root().at("fusion"), &modalities, &widths, self.classes)?;
         let model = Composite::new(modalities, self.classes, encoders, Some(fusion))?;
-        let model = if self.heads {
-            model.with_heads(store.root())?
-        } else {
-            model
-        };
+        let model = if self.heads { model.with_heads(store.root())? } else { model };
         Ok(Toy { model, store })
     }
 
@@ -94,30 +83,18 @@ impl Options {
     /// A batch that fits the model; see [`batch`].
     pub fn batch(&self, seed: u64, rows: usize) -> Result<Batch> {
         let means = |m: usize, class: usize| {
-            let mut draws = StepRng::new(0)
-                .stream("toy means")
-                .sample((m * 1000 + class) as u64)
-                .draws();
-            (0..self.dims[m])
-                .map(|_| 2.0 * draws.normal())
-                .collect::<Vec<f64>>()
+            let mut draws = StepRng::new(0).stream("toy means").sample((m * 1000 + class) as u64).draws();
+            (0..self.dims[m]).map(|_| 2.0 * draws.normal()).collect::<Vec<f64>>()
         };
         let labels: Vec<u32> = (0..rows).map(|row| (row % self.classes.max(1)) as u32).collect();
         let inputs = Modal::try_from_fn(self.dims.len(), |m| {
-            let (m, mut noise) = (
-                m.index(),
-                StepRng::new(seed)
-                    .stream("toy noise")
-                    .sample(m.index() as u64)
-                    .draws(),
-            );
+            let (m, mut noise) =
+                (m.index(), StepRng::new(seed).stream("toy noise").sample(m.index() as u64).draws());
             let means: Vec<_> = (0..self.classes).map(|class| means(m, class)).collect();
             let mut values = Vec::with_capacity(rows * self.dims[m]);
             for &label in &labels {
                 values.extend(
-                    means[label as usize]
-                        .iter()
-                        .map(|mean| mean + (1.0 + m as f64) * noise.normal()),
+                    means[label as usize].iter().map(|mean| mean + (1.0 + m as f64) * noise.normal()),
                 );
             }
             Tensor::from_vec(values, (rows, self.dims[m]), &Device::Cpu)?.to_dtype(self.dtype)
@@ -131,13 +108,7 @@ pub fn composite<F>(seed: u64, dims: &[usize], classes: usize, fusion: F) -> Res
 where
     F: FnOnce(Scope<'_>, &Modalities, &Modal<usize>, usize) -> Result<Box<dyn Fusion>>,
 {
-    Options {
-        seed,
-        dims: dims.to_vec(),
-        classes,
-        ..Options::default()
-    }
-    .build(fusion)
+    Options { seed, dims: dims.to_vec(), classes, ..Options::default() }.build(fusion)
 }
 
 /// Gaussian clusters in f64, one per class and modality: row r has class r mod C.
@@ -145,12 +116,7 @@ where
 /// The centres do not depend on the seed, so batches of different seeds are training and test data of one problem. The
 /// noise has standard deviation 1 in the first modality, 2 in the second and so on: the first is learnt fastest.
 pub fn batch(seed: u64, rows: usize, dims: &[usize], classes: usize) -> Result<Batch> {
-    Options {
-        dims: dims.to_vec(),
-        classes,
-        ..Options::default()
-    }
-    .batch(seed, rows)
+    Options { dims: dims.to_vec(), classes, ..Options::default() }.batch(seed, rows)
 }
 
 /// The names `m0`, `m1`, ….
@@ -225,9 +191,7 @@ pub fn split(
 ) -> Result<Box<dyn Fusion>> {
     let fan_in = dims.values().iter().sum();
     let weights = dims.try_map(|m, &dim| {
-        scope
-            .child(modalities.name(m))
-            .param("weight", (classes, dim), Init::linear(fan_in))
+        scope.child(modalities.name(m)).param("weight", (classes, dim), Init::linear(fan_in))
     })?;
     let bias = scope.param("bias", classes, Init::linear(fan_in))?;
     Ok(Box::new(Split { weights, bias }))
@@ -249,10 +213,7 @@ impl Fusion for Split {
     }
 
     fn head(&self) -> Head<'_> {
-        Head::Split {
-            weights: self.weights.values().iter().collect(),
-            bias: Some(&self.bias),
-        }
+        Head::Split { weights: self.weights.values().iter().collect(), bias: Some(&self.bias) }
     }
 }
 
@@ -272,10 +233,7 @@ pub fn opaque(
 ) -> Result<Box<dyn Fusion>> {
     let width = dims.values().iter().copied().max().unwrap_or(1);
     let inner = dims.try_map(|m, &dim| {
-        scope
-            .child("in")
-            .at(modalities.name(m))
-            .param("weight", (width, dim), Init::linear(dim))
+        scope.child("in").at(modalities.name(m)).param("weight", (width, dim), Init::linear(dim))
     })?;
     let mut out = scope.child("out");
     let weight = out.param("weight", (classes, width), Init::linear(width))?;
@@ -305,28 +263,18 @@ mod tests {
 
     #[test]
     fn names_and_gradients_are_right() {
-        let options = Options {
-            heads: true,
-            ..Options::default()
-        };
+        let options = Options { heads: true, ..Options::default() };
         let batch = options.batch(0, 4).unwrap();
         let toy = options.build(split).unwrap();
         let names: Vec<&str> = toy.store.params().iter().map(mm_core::Param::name).collect();
         assert_eq!(names[..2], ["encoder.m0.weight", "encoder.m0.bias"]);
-        assert_eq!(
-            names[4..7],
-            ["fusion.m0.weight", "fusion.m1.weight", "fusion.bias"]
-        );
+        assert_eq!(names[4..7], ["fusion.m0.weight", "fusion.m1.weight", "fusion.bias"]);
         assert_eq!(names[7..9], ["head.m0.weight", "head.m0.bias"]);
         for toy in [toy, options.build(opaque).unwrap()] {
             let total = || {
                 let forward = toy.model.forward(&batch, Mode::Eval)?;
                 let heads = forward.heads.expect("heads were asked for");
-                sum(&[
-                    probe(&forward.fused)?,
-                    probe(&heads.values()[0])?,
-                    probe(&heads.values()[1])?,
-                ])
+                sum(&[probe(&forward.fused)?, probe(&heads.values()[0])?, probe(&heads.values()[1])?])
             };
             check_gradients(&toy.store, &[], 1e-6, total).unwrap();
         }
@@ -335,17 +283,8 @@ mod tests {
     #[test]
     fn the_clusters_are_learnt_and_carry_over() {
         let (dims, classes) = ([4, 6, 3], 3);
-        let options = Options {
-            seed: 1,
-            dims: dims.to_vec(),
-            classes,
-            ..Options::default()
-        };
-        let toys = [
-            options.build(split),
-            options.build(opaque),
-            options.build_without_fusion(),
-        ];
+        let options = Options { seed: 1, dims: dims.to_vec(), classes, ..Options::default() };
+        let toys = [options.build(split), options.build(opaque), options.build_without_fusion()];
         for toy in toys.map(candle_core::Result::unwrap) {
             let train = batch(1, 48, &dims, classes).unwrap();
             let losses = descend(&toy, &train, 60, 0.05).unwrap();

@@ -26,9 +26,9 @@ pub struct Built {
 pub fn device(name: &str) -> Result<Device, ConfigError> {
     let (kind, index) = name.split_once(':').unwrap_or((name, "0"));
     let field = "train.device";
-    let index: usize = index
-        .parse()
-        .map_err(|_| ConfigError::new(field, format!("\"{name}\""), "a device number is an integer, as in cuda:0"))?;
+    let index: usize = index.parse().map_err(|_| {
+        ConfigError::new(field, format!("\"{name}\""), "a device number is an integer, as in cuda:0")
+    })?;
     let gone = |e: candle_core::Error| {
         let rule = format!("this build or this machine has no such device ({e}); use cpu");
         ConfigError::new(field, format!("\"{name}\""), rule)

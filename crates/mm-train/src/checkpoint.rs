@@ -128,7 +128,10 @@ pub fn load(dir: &Path) -> Result<Option<Checkpoint>, TrainError> {
     };
     let name = name.trim();
     if !name.starts_with("step-") || name.contains(['/', '\\']) {
-        return Err(TrainError::run(&pointer, format!("names {name:?}, which is no checkpoint; start afresh")));
+        return Err(TrainError::run(
+            &pointer,
+            format!("names {name:?}, which is no checkpoint; start afresh"),
+        ));
     }
     let mut root = dir.join(name);
     if !root.exists() {

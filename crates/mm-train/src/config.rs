@@ -148,11 +148,19 @@ impl TrainConfig {
             ConfigError::check_range("clip_norm", norm, f64::MIN_POSITIVE, f64::MAX)?;
         }
         if self.patience == Some(0) {
-            return Err(ConfigError::new("patience", 0, "must be at least 1; leave it out to never stop early"));
+            return Err(ConfigError::new(
+                "patience",
+                0,
+                "must be at least 1; leave it out to never stop early",
+            ));
         }
         ConfigError::check_range("checkpoint_seconds", self.checkpoint_seconds, 0.0, f64::MAX)?;
         if self.checkpoint_steps == Some(0) {
-            return Err(ConfigError::new("checkpoint_steps", 0, "must be at least 1; leave it out to save by time"));
+            return Err(ConfigError::new(
+                "checkpoint_steps",
+                0,
+                "must be at least 1; leave it out to save by time",
+            ));
         }
         ConfigError::check_range("probe_rows", self.probe_rows as f64, 2.0, 1e12)
     }
@@ -186,7 +194,11 @@ impl RunConfig {
     /// refused; no data is read.
     pub fn parse(text: &str, sets: &[String]) -> Checked<Self> {
         let mut table: Table = text.parse().map_err(|e: toml::de::Error| {
-            ConfigError::new("configuration", format!("{:?}", e.message()), "is not valid TOML; fix the syntax there")
+            ConfigError::new(
+                "configuration",
+                format!("{:?}", e.message()),
+                "is not valid TOML; fix the syntax there",
+            )
         })?;
         for assignment in sets {
             crate::parse::set(&mut table, assignment)?;

@@ -18,8 +18,11 @@ pub fn ensemble(members: &[PathBuf], out: &Path, rule: Average) -> Result<RunRes
     let files: Vec<PredictionFile> =
         members.iter().map(|m| read_json(&m.join("predictions.json"))).collect::<Result<_, _>>()?;
     for (path, result) in members.iter().zip(&results) {
-        if result.dataset.hash != results[0].dataset.hash || result.dataset.classes != results[0].dataset.classes {
-            let reason = format!("was trained on other data than {}; average runs of one data set", first.display());
+        if result.dataset.hash != results[0].dataset.hash
+            || result.dataset.classes != results[0].dataset.classes
+        {
+            let reason =
+                format!("was trained on other data than {}; average runs of one data set", first.display());
             return Err(TrainError::run(path, reason));
         }
     }
@@ -66,7 +69,8 @@ fn merge(paths: &[PathBuf], members: &[&Predictions], rule: Average) -> Result<P
             return Err(TrainError::run(path, reason));
         }
     }
-    let mut out = Predictions { ids: first.ids.clone(), labels: first.labels.clone(), ..Predictions::default() };
+    let mut out =
+        Predictions { ids: first.ids.clone(), labels: first.labels.clone(), ..Predictions::default() };
     for row in 0..first.ids.len() {
         // A member votes where it has at least one of its modalities; where none has, all of them do.
         let able: Vec<&[f64]> = members

@@ -58,12 +58,7 @@ pub enum TrainError {
 
 impl TrainError {
     pub(crate) fn read(path: &Path, source: std::io::Error) -> Self {
-        Self::Io {
-            action: "read",
-            path: path.into(),
-            source,
-            remedy: "check that it exists and may be read",
-        }
+        Self::Io { action: "read", path: path.into(), source, remedy: "check that it exists and may be read" }
     }
 
     pub(crate) fn write(path: &Path, source: std::io::Error) -> Self {

@@ -173,9 +173,17 @@ impl<'a> Optim<'a> {
     }
 
     /// Takes a saved state back.
-    pub fn restore(&mut self, tensors: &BTreeMap<String, Tensor>, steps: &[u64]) -> std::result::Result<(), TrainError> {
+    pub fn restore(
+        &mut self,
+        tensors: &BTreeMap<String, Tensor>,
+        steps: &[u64],
+    ) -> std::result::Result<(), TrainError> {
         if steps.len() != self.slots.len() {
-            let message = format!("the optimiser state is for {} parameters, the model has {}", steps.len(), self.slots.len());
+            let message = format!(
+                "the optimiser state is for {} parameters, the model has {}",
+                steps.len(),
+                self.slots.len()
+            );
             return Err(candle_core::Error::Msg(message).into());
         }
         for ((p, slot), steps) in self.params.params().iter().zip(&mut self.slots).zip(steps) {
@@ -227,8 +235,7 @@ impl Optimizer for Optim<'_> {
                         grad_scale,
                         first: slot.steps == 1,
                     };
-                    let buffer =
-                        if c.momentum == 0.0 { None } else { Some(state_of(&mut slot.first, var)?) };
+                    let buffer = if c.momentum == 0.0 { None } else { Some(state_of(&mut slot.first, var)?) };
                     sgd_step(var, grad, buffer, &step)?;
                 }
                 Kind::Adam | Kind::Adamw => {

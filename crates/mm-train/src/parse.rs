@@ -29,8 +29,11 @@ fn join(path: &str, key: &str) -> String {
 }
 
 fn unknown_key(field: &str, value: &Value, key: &str, allowed: &[&str]) -> ConfigError {
-    let listed =
-        if allowed.is_empty() { "this table takes no keys".into() } else { format!("known keys: {}", allowed.join(", ")) };
+    let listed = if allowed.is_empty() {
+        "this table takes no keys".into()
+    } else {
+        format!("known keys: {}", allowed.join(", "))
+    };
     let mut error = ConfigError::new(field, value, format!("unknown key; {listed}"));
     error.suggestion = mm_core::nearest(key, allowed).map(str::to_owned);
     error

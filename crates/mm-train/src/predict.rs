@@ -91,14 +91,18 @@ impl Predictor {
     pub fn open(run: &Path) -> Result<Self, TrainError> {
         let dir = run.join("model");
         if !dir.join("config.json").exists() {
-            let reason = "holds no finished model (model/config.json); finish the run with `mm train … --resume`";
+            let reason =
+                "holds no finished model (model/config.json); finish the run with `mm train … --resume`";
             return Err(TrainError::run(run, reason));
         }
         let card: Card = read_json(&dir.join("config.json"))?;
         let config = RunConfig::parse(&card.run, &[])?;
         let modalities = Modalities::new(card.modalities.clone())?;
         if card.widths.len() != modalities.len() {
-            return Err(TrainError::run(&dir, "config.json names another number of widths than of modalities"));
+            return Err(TrainError::run(
+                &dir,
+                "config.json names another number of widths than of modalities",
+            ));
         }
         let widths: Modal<usize> = card.widths.iter().copied().collect();
         let built = build(&config, &modalities, &widths, card.id2label.len())?;

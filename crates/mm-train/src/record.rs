@@ -60,8 +60,9 @@ pub fn safetensors_bytes(tensors: &BTreeMap<String, Tensor>, path: &Path) -> Res
 /// Reads a safetensors file of ours.
 pub fn read_safetensors(path: &Path) -> Result<BTreeMap<String, Tensor>, TrainError> {
     let bytes = fs::read(path).map_err(|e| TrainError::read(path, e))?;
-    let tensors = candle_core::safetensors::load_buffer(&bytes, &Device::Cpu)
-        .map_err(|e| TrainError::run(path, format!("is damaged ({e}); restore it or start the run afresh")))?;
+    let tensors = candle_core::safetensors::load_buffer(&bytes, &Device::Cpu).map_err(|e| {
+        TrainError::run(path, format!("is damaged ({e}); restore it or start the run afresh"))
+    })?;
     Ok(tensors.into_iter().collect())
 }
 
@@ -95,7 +96,8 @@ impl Metrics {
         let mut file = File::options().create(true).truncate(false).write(true).open(path).map_err(fail)?;
         let found = file.metadata().map_err(fail)?.len();
         if found < length {
-            let reason = format!("holds {found} bytes, the checkpoint knows of {length}; start the run afresh");
+            let reason =
+                format!("holds {found} bytes, the checkpoint knows of {length}; start the run afresh");
             return Err(TrainError::run(path, reason));
         }
         file.set_len(length).map_err(fail)?;
@@ -105,7 +107,8 @@ impl Metrics {
 
     /// Adds a line.
     pub fn line(&mut self, value: &serde_json::Map<String, serde_json::Value>) -> Result<(), TrainError> {
-        serde_json::to_writer(&mut self.buffer, value).map_err(|e| TrainError::run(&self.path, e.to_string()))?;
+        serde_json::to_writer(&mut self.buffer, value)
+            .map_err(|e| TrainError::run(&self.path, e.to_string()))?;
         self.buffer.push(b'\n');
         if self.buffer.len() > 1 << 15 {
             self.flush()?;

@@ -82,9 +82,16 @@ pub fn train(config: &RunConfig, dir: &Path, options: Options<'_>) -> Result<Out
 
 /// Removes the files of an earlier run, and nothing else.
 fn clear(dir: &Path) -> Result<(), TrainError> {
-    for name in
-        ["result.json", "config.toml", "env.json", "metrics.jsonl", "run.log", "predictions.json", "ckpt", "model"]
-    {
+    for name in [
+        "result.json",
+        "config.toml",
+        "env.json",
+        "metrics.jsonl",
+        "run.log",
+        "predictions.json",
+        "ckpt",
+        "model",
+    ] {
         let path = dir.join(name);
         let gone = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
         match gone {
@@ -112,7 +119,8 @@ fn claim(config: &RunConfig, dir: &Path, resume: bool) -> Result<Option<RunResul
             Ok(None)
         }
         Ok(_) => {
-            let reason = "holds a run of another configuration; choose another --out or add --fresh to replace it";
+            let reason =
+                "holds a run of another configuration; choose another --out or add --fresh to replace it";
             Err(TrainError::run(dir, reason))
         }
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
@@ -195,8 +203,7 @@ impl<'a> Run<'a> {
     fn train(&mut self) -> Result<bool, TrainError> {
         let config = self.config;
         let data = &self.prepared.dataset;
-        let loader =
-            Loader::new(data, self.train_rows.clone(), config.train.batch_size)?.merge_single(true);
+        let loader = Loader::new(data, self.train_rows.clone(), config.train.batch_size)?.merge_single(true);
         let per_epoch = loader.batches();
         let total = per_epoch * config.train.epochs;
         let order = StepRng::new(config.seed).stream("order");
@@ -258,7 +265,8 @@ impl<'a> Run<'a> {
                 let by_time = self.last_save.elapsed().as_secs_f64() >= config.train.checkpoint_seconds;
                 if stop || by_steps || by_time {
                     self.at.seconds = seconds();
-                    let snapshot = Snapshot { params, step: step.as_ref(), optim: &optim, best: self.best.as_ref() };
+                    let snapshot =
+                        Snapshot { params, step: step.as_ref(), optim: &optim, best: self.best.as_ref() };
                     snapshot.save(&self.dir, &mut self.at, &mut self.metrics)?;
                     self.last_save = Instant::now();
                 }
@@ -271,8 +279,15 @@ impl<'a> Run<'a> {
             let evaluator = Evaluator { model, step: step.as_ref(), data, dtype, device };
             let quick = evaluator.quick(select_rows)?;
             let train_loss = self.at.loss_sum / self.at.loss_rows.max(1) as f64;
-            self.metrics.line(&epoch_line(&self.at, train_loss, &quick, config.train.protocol, &self.names))?;
-            let seen = EpochReport { train_loss, accuracy: Some(quick.accuracy), unimodal: quick.unimodal.clone() };
+            self.metrics.line(&epoch_line(
+                &self.at,
+                train_loss,
+                &quick,
+                config.train.protocol,
+                &self.names,
+            ))?;
+            let seen =
+                EpochReport { train_loss, accuracy: Some(quick.accuracy), unimodal: quick.unimodal.clone() };
             // Under the test-selecting protocol the methods themselves still never see the test part.
             let seen = match config.train.protocol {
                 Protocol::ValidationSelect => seen,
@@ -286,7 +301,11 @@ impl<'a> Run<'a> {
             } else {
                 self.at.stale += 1;
             }
-            bar.set_message(format!("loss {train_loss:.4}, {} {:.4}", part(config.train.protocol), quick.accuracy));
+            bar.set_message(format!(
+                "loss {train_loss:.4}, {} {:.4}",
+                part(config.train.protocol),
+                quick.accuracy
+            ));
             let out_of_patience = config.train.patience.is_some_and(|p| self.at.stale >= p);
             self.at.finished = out_of_patience || epoch + 1 == config.train.epochs;
             self.at.epoch += 1;
@@ -321,7 +340,9 @@ impl<'a> Run<'a> {
         let on_test = config.train.protocol == Protocol::OgmTestSelect;
         let mut warnings = data.warnings(splits);
         if on_test {
-            warnings.push("the test part chose the reported epoch: these numbers are too high by construction".into());
+            warnings.push(
+                "the test part chose the reported epoch: these numbers are too high by construction".into(),
+            );
         }
         let fusion = if self.built.needs.fusion { config.model.fusion.name() } else { "none" };
         let result = RunResult {
@@ -354,7 +375,8 @@ impl<'a> Run<'a> {
             warnings,
             seconds: Seconds {
                 train: self.at.seconds,
-                total: self.at.seconds + started.elapsed().as_secs_f64() - self.clock.elapsed().as_secs_f64().min(self.at.seconds),
+                total: self.at.seconds + started.elapsed().as_secs_f64()
+                    - self.clock.elapsed().as_secs_f64().min(self.at.seconds),
             },
             peak_memory_mib: peak_memory_mib(),
             device: config.train.device.clone(),
@@ -425,7 +447,8 @@ impl<'a> Run<'a> {
 const CANDLE: &str = "0.11.1";
 
 fn threads() -> usize {
-    let asked = std::env::var("RAYON_NUM_THREADS").ok().and_then(|n| n.parse().ok()).filter(|&n: &usize| n > 0);
+    let asked =
+        std::env::var("RAYON_NUM_THREADS").ok().and_then(|n| n.parse().ok()).filter(|&n: &usize| n > 0);
     asked.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, std::num::NonZero::get))
 }
 
@@ -448,7 +471,10 @@ fn set_aside(
         return Ok((rows, None));
     }
     if rows.len() < 2 * wanted {
-        let rule = format!("the method sets aside {wanted} of {} training rows; lower it to a half at most", rows.len());
+        let rule = format!(
+            "the method sets aside {wanted} of {} training rows; lower it to a half at most",
+            rows.len()
+        );
         return Err(ConfigError::new("method.bilevel.held_out", wanted, rule).into());
     }
     StepRng::new(config.seed).stream("held-out").draws().shuffle(&mut rows);

@@ -166,11 +166,7 @@ impl SyntheticConfig {
             }
             if source.missing > 0.0 && self.sources.len() == 1 {
                 let rule = "the only modality cannot be missing";
-                return Err(ConfigError::new(
-                    format!("sources[{i}].missing"),
-                    source.missing,
-                    rule,
-                ));
+                return Err(ConfigError::new(format!("sources[{i}].missing"), source.missing, rule));
             }
         }
         config::check_common(None, self.modalities.as_deref(), &self.split)?;
@@ -181,47 +177,30 @@ impl SyntheticConfig {
     }
 
     fn check_sources(&self) -> Result<Modalities, ConfigError> {
-        Modalities::new(self.sources.iter().map(|s| s.name.clone())).map_err(|e| ConfigError {
-            field: "sources".to_owned(),
-            ..e
-        })
+        Modalities::new(self.sources.iter().map(|s| s.name.clone()))
+            .map_err(|e| ConfigError { field: "sources".to_owned(), ..e })
     }
 
     /// Rows of all parts together.
     pub fn rows(&self) -> usize {
-        self.n_train
-            .saturating_add(self.n_val)
-            .saturating_add(self.n_test)
+        self.n_train.saturating_add(self.n_val).saturating_add(self.n_test)
     }
 
     pub(crate) fn peek(&self) -> Summary {
         let names = self.names();
-        let dims = names.iter().filter_map(|name| {
-            self.sources
-                .iter()
-                .find(|s| s.name == *name)
-                .map(|s| (name.clone(), s.dim))
-        });
-        Summary {
-            modalities: dims.collect(),
-            classes: Some(self.classes),
-            rows: Some(self.rows()),
-        }
+        let dims = names
+            .iter()
+            .filter_map(|name| self.sources.iter().find(|s| s.name == *name).map(|s| (name.clone(), s.dim)));
+        Summary { modalities: dims.collect(), classes: Some(self.classes), rows: Some(self.rows()) }
     }
 
     fn names(&self) -> Vec<String> {
-        self.modalities
-            .clone()
-            .unwrap_or_else(|| self.sources.iter().map(|s| s.name.clone()).collect())
+        self.modalities.clone().unwrap_or_else(|| self.sources.iter().map(|s| s.name.clone()).collect())
     }
 
     pub(crate) fn read(&self) -> Result<Dataset, DataError> {
         let set = self.generate()?.dataset;
-        if self.modalities.is_some() {
-            set.select_modalities(&self.names())
-        } else {
-            Ok(set)
-        }
+        if self.modalities.is_some() { set.select_modalities(&self.names()) } else { Ok(set) }
     }
 }
 
@@ -232,11 +211,9 @@ impl SourceConfig {
         integer("depth", self.depth, 0, 8)?;
         integer("hidden", self.hidden, 1, 4096)?;
         integer("nuisance", self.nuisance, 0, 1024)?;
-        for (field, value) in [
-            ("separation", self.separation),
-            ("noise", self.noise),
-            ("nuisance_scale", self.nuisance_scale),
-        ] {
+        for (field, value) in
+            [("separation", self.separation), ("noise", self.noise), ("nuisance_scale", self.nuisance_scale)]
+        {
             ConfigError::check_range(field, value, 0.0, 1e6)?;
         }
         for (field, value) in [
@@ -248,11 +225,7 @@ impl SourceConfig {
             ConfigError::check_range(field, value, 0.0, 1.0)?;
         }
         if !(0.0..1.0).contains(&self.missing) {
-            return Err(ConfigError::new(
-                "missing",
-                self.missing,
-                "must be a number in [0, 1)",
-            ));
+            return Err(ConfigError::new("missing", self.missing, "must be a number in [0, 1)"));
         }
         ConfigError::check_range("hardness", self.hardness, 0.01, 100.0)?;
         let sum = self.absent + self.conflict + self.weak;
@@ -268,9 +241,5 @@ fn integer(field: &str, value: usize, low: usize, high: usize) -> Result<(), Con
     if (low..=high).contains(&value) {
         return Ok(());
     }
-    Err(ConfigError::new(
-        field,
-        value,
-        format!("must be an integer in [{low}, {high}]"),
-    ))
+    Err(ConfigError::new(field, value, format!("must be an integer in [{low}, {high}]")))
 }

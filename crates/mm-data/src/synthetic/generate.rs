@@ -70,19 +70,13 @@ impl SyntheticConfig {
         let mut parts = [Vec::new(), Vec::new(), Vec::new()];
         for (part, count) in [self.n_train, self.n_val, self.n_test].into_iter().enumerate() {
             let mut classes: Vec<u32> = (0..count).map(|i| (i % self.classes) as u32).collect();
-            rng.stream("labels")
-                .sample(part as u64)
-                .draws()
-                .shuffle(&mut classes);
+            rng.stream("labels").sample(part as u64).draws().shuffle(&mut classes);
             parts[part] = (labels.len()..labels.len() + count).collect();
             labels.extend(classes);
             keys.extend((0..count as u64).map(|i| (part as u64) << 40 | i));
         }
-        let mut sources: Vec<Source<'_>> = self
-            .sources
-            .iter()
-            .map(|config| Source::new(config, self.classes, rng))
-            .collect();
+        let mut sources: Vec<Source<'_>> =
+            self.sources.iter().map(|config| Source::new(config, self.classes, rng)).collect();
         for source in &mut sources {
             for (&label, &key) in labels.iter().zip(&keys) {
                 source.draw(label, self.classes, key);
@@ -94,15 +88,7 @@ impl SyntheticConfig {
         let mut truth = Vec::new();
         let rows = labels.len();
         for (source, present) in sources.into_iter().zip(present) {
-            let Source {
-                config,
-                means,
-                values,
-                latents,
-                states,
-                shown,
-                ..
-            } = source;
+            let Source { config, means, values, latents, states, shown, .. } = source;
             inputs.push(Matrix::new(rows, config.dim, values, present)?);
             let means = means.iter().map(|&v| v as f32).collect();
             truth.push(Truth {
@@ -113,14 +99,8 @@ impl SyntheticConfig {
             });
         }
         let name = "synthetic".to_owned();
-        let mut set = Dataset::assemble(
-            name.clone(),
-            name,
-            modalities,
-            self.classes,
-            Modal::new(inputs),
-            labels,
-        )?;
+        let mut set =
+            Dataset::assemble(name.clone(), name, modalities, self.classes, Modal::new(inputs), labels)?;
         for (source, truth) in self.sources.iter().zip(&truth) {
             let states = truth.states.iter().map(|&s| s as i64).collect();
             let shown = truth.shown.iter().map(|s| s.map_or(-1, i64::from)).collect();
@@ -134,11 +114,7 @@ impl SyntheticConfig {
         }
         set = set.with_index("test_index", test.clone())?;
         set.hash = self.hash();
-        Ok(Synthetic {
-            dataset: set,
-            splits: Splits { train, val, test },
-            truth: Modal::new(truth),
-        })
+        Ok(Synthetic { dataset: set, splits: Splits { train, val, test }, truth: Modal::new(truth) })
     }
 
     /// Of the settings that decide about the numbers.
@@ -156,20 +132,15 @@ impl SyntheticConfig {
 
 /// Which rows have each modality. Where a row would have none it keeps one at random.
 fn presence(sources: &[Source<'_>], keys: &[u64], rng: StepRng) -> Vec<Option<Vec<bool>>> {
-    let mut present: Vec<Vec<bool>> = sources
-        .iter()
-        .map(|s| s.missing.iter().map(|&u| u >= s.config.missing).collect())
-        .collect();
+    let mut present: Vec<Vec<bool>> =
+        sources.iter().map(|s| s.missing.iter().map(|&u| u >= s.config.missing).collect()).collect();
     for (row, &key) in keys.iter().enumerate() {
         if present.iter().all(|p| !p[row]) {
             let kept = rng.stream("kept").sample(key).draws().below(sources.len());
             present[kept][row] = true;
         }
     }
-    present
-        .into_iter()
-        .map(|p| p.contains(&false).then_some(p))
-        .collect()
+    present.into_iter().map(|p| p.contains(&false).then_some(p)).collect()
 }
 
 impl<'a> Source<'a> {
@@ -197,14 +168,7 @@ impl<'a> Source<'a> {
 
     /// Appends the row `key` of class `label`.
     fn draw(&mut self, label: u32, classes: usize, key: u64) {
-        let SourceConfig {
-            absent,
-            conflict,
-            weak,
-            latent,
-            nuisance,
-            ..
-        } = *self.config;
+        let SourceConfig { absent, conflict, weak, latent, nuisance, .. } = *self.config;
         let mut draws = self.rng.sample(key).draws();
         let (u, other, missing) = (draws.uniform(), draws.below(classes - 1) as u32, draws.uniform());
         let state = match u {
@@ -224,8 +188,7 @@ impl<'a> Source<'a> {
         self.latents.extend(z.iter().map(|&v| v as f32));
         z.extend((0..nuisance).map(|_| self.config.nuisance_scale * draws.normal()));
         let x = self.map.apply(z);
-        self.values
-            .extend(x.iter().map(|v| (v + self.config.noise * draws.normal()) as f32));
+        self.values.extend(x.iter().map(|v| (v + self.config.noise * draws.normal()) as f32));
         self.states.push(state);
         self.shown.push((state != State::Absent).then_some(shown));
         self.missing.push(missing);
@@ -262,11 +225,7 @@ impl Map {
                 *w *= scale;
             }
         }
-        Self {
-            gain: config.hardness,
-            layers,
-            last,
-        }
+        Self { gain: config.hardness, layers, last }
     }
 
     fn apply(&self, mut z: Vec<f64>) -> Vec<f64> {
@@ -284,11 +243,7 @@ impl Layer {
     fn new(inputs: usize, outputs: usize, bias: f64, draws: &mut Draws) -> Self {
         let scale = (inputs as f64).sqrt().recip();
         let weight = (0..inputs * outputs).map(|_| scale * draws.normal()).collect();
-        Self {
-            inputs,
-            weight,
-            bias: (0..outputs).map(|_| bias * draws.normal()).collect(),
-        }
+        Self { inputs, weight, bias: (0..outputs).map(|_| bias * draws.normal()).collect() }
     }
 
     fn apply(&self, x: &[f64]) -> Vec<f64> {

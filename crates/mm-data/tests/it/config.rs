@@ -13,18 +13,9 @@ fn the_kind_decides_and_unknown_fields_are_refused() {
         parse(r#"{"kind":"features","path":"a.safetensors","split":{"val_fraction":0.1}}"#).unwrap();
     assert!(features.standardize());
     assert_eq!(features.split().val_fraction, Some(0.1));
-    assert!(matches!(
-        parse(r#"{"kind":"csv","path":"a.csv"}"#).unwrap(),
-        DataConfig::Csv(_)
-    ));
-    says(
-        &parse(r#"{"kind":"parquet"}"#).unwrap_err(),
-        &["unknown variant `parquet`", "synthetic"],
-    );
-    says(
-        &parse(r#"{"kind":"csv"}"#).unwrap_err(),
-        &["missing field `path`"],
-    );
+    assert!(matches!(parse(r#"{"kind":"csv","path":"a.csv"}"#).unwrap(), DataConfig::Csv(_)));
+    says(&parse(r#"{"kind":"parquet"}"#).unwrap_err(), &["unknown variant `parquet`", "synthetic"]);
+    says(&parse(r#"{"kind":"csv"}"#).unwrap_err(), &["missing field `path`"]);
     for json in [
         r#"{"kind":"synthetic","noise_share":1}"#,
         r#"{"kind":"features","path":"a","noise_share":1}"#,
@@ -44,28 +35,16 @@ fn settings_survive_the_trip_through_json() {
     assert_eq!(parse(&text).unwrap(), config);
     let config = DataConfig::Features(FeaturesConfig::new("a.safetensors"));
     assert_eq!(parse(&serde_json::to_string(&config).unwrap()).unwrap(), config);
-    assert_eq!(
-        config.relative_to(Path::new("base")).path(),
-        Some(Path::new("base/a.safetensors"))
-    );
+    assert_eq!(config.relative_to(Path::new("base")).path(), Some(Path::new("base/a.safetensors")));
 }
 
 #[test]
 fn checks_touch_no_file_and_name_the_field() {
     let check = |json: &str| parse(json).unwrap().check();
     assert!(check(r#"{"kind":"features","path":"does/not/exist.safetensors"}"#).is_ok());
-    says(
-        &check(r#"{"kind":"features","path":""}"#).unwrap_err(),
-        &["data.path", "name the file"],
-    );
-    says(
-        &check(r#"{"kind":"csv","path":"a","classes":1}"#).unwrap_err(),
-        &["data.classes = 1"],
-    );
-    says(
-        &check(r#"{"kind":"csv","path":"a","modalities":[]}"#).unwrap_err(),
-        &["data.modalities"],
-    );
+    says(&check(r#"{"kind":"features","path":""}"#).unwrap_err(), &["data.path", "name the file"]);
+    says(&check(r#"{"kind":"csv","path":"a","classes":1}"#).unwrap_err(), &["data.classes = 1"]);
+    says(&check(r#"{"kind":"csv","path":"a","modalities":[]}"#).unwrap_err(), &["data.modalities"]);
     let twice = r#"{"kind":"csv","path":"a","modalities":["b","b"]}"#;
     says(&check(twice).unwrap_err(), &["data.modalities", "named twice"]);
     let share = r#"{"kind":"csv","path":"a","split":{"val_fraction":2}}"#;
@@ -76,11 +55,7 @@ fn checks_touch_no_file_and_name_the_field() {
 fn prepare_standardises_by_the_training_rows() {
     let json = r#"{"kind":"synthetic","n_train":200,"n_val":20,"n_test":50,"modalities":["slow","fast"]}"#;
     let config = parse(json).unwrap();
-    let Prepared {
-        dataset,
-        splits,
-        standardizer,
-    } = config.prepare(0).unwrap();
+    let Prepared { dataset, splits, standardizer } = config.prepare(0).unwrap();
     assert_eq!(dataset.dims(), config.peek().unwrap().modalities);
     assert_eq!(config.peek().unwrap().rows, Some(dataset.rows()));
     assert!(standardizer.is_some());
@@ -94,10 +69,7 @@ fn prepare_standardises_by_the_training_rows() {
         }
     }
     let raw = parse(&json.replace("\"n_val\"", "\"standardize\":false,\"n_val\"")).unwrap();
-    assert_eq!(
-        raw.prepare(0).unwrap().dataset.inputs,
-        config.load(0).unwrap().0.inputs
-    );
+    assert_eq!(raw.prepare(0).unwrap().dataset.inputs, config.load(0).unwrap().0.inputs);
 }
 
 #[test]

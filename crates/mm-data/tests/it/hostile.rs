@@ -36,9 +36,9 @@ fn a_file_that_is_not_there_or_not_a_file() {
         &open(&folder.path().join("none.safetensors")),
         &["cannot read", "none.safetensors", "check the path"],
     );
-    let error = DataConfig::Features(FeaturesConfig::new(folder.path()))
-        .peek()
-        .unwrap_err();
+    says(&open(folder.path()), &["not a regular file"]);
+    let error = DataConfig::Csv(CsvConfig::new(folder.path())).load(0).unwrap_err();
+    says(&error, &["not a regular file"]);
     assert!(matches!(error, DataError::Invalid { .. } | DataError::Io { .. }));
 }
 
@@ -61,28 +61,16 @@ fn truncation_at_every_length_is_noticed() {
 
 #[test]
 fn the_header_length_is_not_believed() {
-    says(
-        &open_bytes(&u64::MAX.to_le_bytes()),
-        &["claims 18446744073709551615 bytes", "100000000"],
-    );
-    says(
-        &open_bytes(&100_000_001u64.to_le_bytes()),
-        &["more than the allowed"],
-    );
-    says(
-        &open_bytes(&99_999_999u64.to_le_bytes()),
-        &["the file has 8 in all"],
-    );
+    says(&open_bytes(&u64::MAX.to_le_bytes()), &["claims 18446744073709551615 bytes", "100000000"]);
+    says(&open_bytes(&100_000_001u64.to_le_bytes()), &["more than the allowed"]);
+    says(&open_bytes(&99_999_999u64.to_le_bytes()), &["the file has 8 in all"]);
 }
 
 #[test]
 fn the_header_must_be_a_table_of_tensors() {
     says(&with_header(b"\xff\xfe{}", 0), &["not UTF-8"]);
     says(&with_header(b"", 0), &["not valid"]);
-    says(
-        &with_header(b"[1]", 0),
-        &["not valid", "map from names to tensors"],
-    );
+    says(&with_header(b"[1]", 0), &["not valid", "map from names to tensors"]);
     says(&with_header(b"{\"a\":", 0), &["not valid"]);
     says(&with_header(&vec![b'['; 100_000], 0), &["not valid"]);
     says(&with_header(b"{}", 0), &["no modality"]);
@@ -98,24 +86,12 @@ fn shapes_and_offsets_must_agree() {
         let header = format!(r#"{{"x_a":{{"dtype":"F32","shape":{shape},"data_offsets":{offsets}}}}}"#);
         with_header(header.as_bytes(), data)
     };
-    says(
-        &one("[4,4]", "[0,4]", 4),
-        &["contradicts itself", "make it again"],
-    );
-    says(
-        &one("[9223372036854775807,9]", "[0,4]", 4),
-        &["contradicts itself", "overflow"],
-    );
-    says(
-        &one("[4294967296,4294967296]", "[0,0]", 0),
-        &["contradicts itself", "overflow"],
-    );
+    says(&one("[4,4]", "[0,4]", 4), &["contradicts itself", "make it again"]);
+    says(&one("[9223372036854775807,9]", "[0,4]", 4), &["contradicts itself", "overflow"]);
+    says(&one("[4294967296,4294967296]", "[0,0]", 0), &["contradicts itself", "overflow"]);
     says(&one("[1,1]", "[4,0]", 4), &["contradicts itself", "x_a"]);
     says(&one("[1,1]", "[4,8]", 8), &["contradicts itself", "x_a"]);
-    says(
-        &one("[1,1]", "[0,4]", 0),
-        &["announces 4 bytes", "0 follow", "truncated"],
-    );
+    says(&one("[1,1]", "[0,4]", 0), &["announces 4 bytes", "0 follow", "truncated"]);
     says(&one("[1000000,1000000]", "[0,4000000000000]", 4), &["truncated"]);
     let overlap = br#"{"x_a":{"dtype":"F32","shape":[1,2],"data_offsets":[0,8]},"x_b":{"dtype":"F32","shape":[1,1],"data_offsets":[4,8]}}"#;
     says(&with_header(overlap, 8), &["contradicts itself", "x_b"]);

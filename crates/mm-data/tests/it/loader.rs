@@ -14,10 +14,7 @@ fn a_batch_size_of_zero_is_a_configuration_error() {
     let error = Loader::new(&plain(4), vec![0], 0).unwrap_err();
     assert!(matches!(&error, DataError::Config(e) if e.field == "batch_size"));
     says(&error, &["batch_size = 0", "at least 1"]);
-    says(
-        &Loader::new(&plain(4), vec![4], 2).unwrap_err(),
-        &["row 4 does not exist", "4 rows"],
-    );
+    says(&Loader::new(&plain(4), vec![4], 2).unwrap_err(), &["row 4 does not exist", "4 rows"]);
 }
 
 #[test]
@@ -25,17 +22,12 @@ fn the_order_is_fixed_for_ever() {
     // A change here changes every training run that was ever published with a seed.
     let data = plain(100);
     let loader = Loader::new(&data, (0..100).collect(), 16).unwrap();
-    let order = loader
-        .epoch(Some(StepRng::new(7).stream("order").epoch(3)))
-        .concat();
+    let order = loader.epoch(Some(StepRng::new(7).stream("order").epoch(3))).concat();
     let mut hasher = Sha256::new();
     for row in &order {
         hasher.update((*row as u64).to_le_bytes());
     }
-    let digest: Vec<String> = hasher.finalize()[..8]
-        .iter()
-        .map(|b| format!("{b:02x}"))
-        .collect();
+    let digest: Vec<String> = hasher.finalize()[..8].iter().map(|b| format!("{b:02x}")).collect();
     assert_eq!(digest.concat(), "1cdd924e98f2562c", "{order:?}");
 }
 
@@ -48,10 +40,7 @@ fn the_order_depends_on_the_key_and_the_set_of_rows_only() {
         Loader::new(data, rows, size).unwrap().epoch(Some(key)).concat()
     };
     let first = order(&data, rows.clone(), 8, key.epoch(1));
-    assert_eq!(
-        first,
-        order(&larger, rows.iter().rev().copied().collect(), 13, key.epoch(1))
-    );
+    assert_eq!(first, order(&larger, rows.iter().rev().copied().collect(), 13, key.epoch(1)));
     assert_ne!(first, order(&data, rows.clone(), 8, key.epoch(2)));
     let mut sorted = first;
     sorted.sort_unstable();
@@ -62,9 +51,7 @@ fn the_order_depends_on_the_key_and_the_set_of_rows_only() {
 fn the_last_batch_is_kept_or_merged() {
     let data = plain(20);
     let sizes = |rows: usize, size: usize, merge: bool| {
-        let loader = Loader::new(&data, (0..rows).collect(), size)
-            .unwrap()
-            .merge_single(merge);
+        let loader = Loader::new(&data, (0..rows).collect(), size).unwrap().merge_single(merge);
         let sizes: Vec<usize> = loader.epoch(None).iter().map(Vec::len).collect();
         assert_eq!(sizes.len(), loader.batches());
         sizes
@@ -90,10 +77,7 @@ fn a_batch_holds_its_rows() {
     let loader = Loader::new(&data, vec![0, 1, 2, 3], 2).unwrap();
     let (first, second) = (Modality::new(0), Modality::new(1));
     let batch = loader.batch(&[3, 1], DType::F64, &Device::Cpu).unwrap();
-    assert_eq!(
-        batch.inputs[first].to_vec2::<f64>().unwrap(),
-        [[6., 7.], [2., 3.]]
-    );
+    assert_eq!(batch.inputs[first].to_vec2::<f64>().unwrap(), [[6., 7.], [2., 3.]]);
     assert_eq!(batch.inputs[second].to_vec2::<f64>().unwrap(), [[11.], [0.]]);
     assert_eq!((&batch.labels[..], &batch.ids[..]), (&[0, 1][..], &[3, 1][..]));
     assert!(batch.present[first].is_none());
@@ -102,12 +86,6 @@ fn a_batch_holds_its_rows() {
     assert_eq!(present.mask().dtype(), DType::F64);
     let batch = loader.batch(&[2, 0], DType::F32, &Device::Cpu).unwrap();
     assert!(batch.present[second].is_none());
-    says(
-        &loader.batch(&[], DType::F32, &Device::Cpu).unwrap_err(),
-        &["at least one row"],
-    );
-    says(
-        &loader.batch(&[9], DType::F32, &Device::Cpu).unwrap_err(),
-        &["row 9 does not exist"],
-    );
+    says(&loader.batch(&[], DType::F32, &Device::Cpu).unwrap_err(), &["at least one row"]);
+    says(&loader.batch(&[9], DType::F32, &Device::Cpu).unwrap_err(), &["row 9 does not exist"]);
 }

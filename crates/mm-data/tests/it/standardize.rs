@@ -10,14 +10,7 @@ fn set(values: &[f32], present: Option<Vec<bool>>) -> Dataset {
     let rows = values.len() / 2;
     let x = Matrix::new(rows, 2, values.to_vec(), present).unwrap();
     let labels = (0..rows as u32).map(|i| i % 2).collect();
-    Dataset::new(
-        "toy",
-        Modalities::new(["audio"]).unwrap(),
-        2,
-        Modal::new(vec![x]),
-        labels,
-    )
-    .unwrap()
+    Dataset::new("toy", Modalities::new(["audio"]).unwrap(), 2, Modal::new(vec![x]), labels).unwrap()
 }
 
 #[test]
@@ -69,26 +62,14 @@ fn it_survives_the_trip_through_tensors() {
 #[test]
 fn what_does_not_fit_is_refused() {
     let data = set(&[1.0, 2.0, 3.0, 4.0], Some(vec![true, false]));
-    says(
-        &Standardizer::fit(&data, &[1]).unwrap_err(),
-        &["`audio` is missing in every training row"],
-    );
+    says(&Standardizer::fit(&data, &[1]).unwrap_err(), &["`audio` is missing in every training row"]);
     says(&Standardizer::fit(&data, &[7]).unwrap_err(), &["row 7"]);
     let s = Standardizer::fit(&set(&[1e-30, 1.0, 2e-30, 2.0], None), &[0, 1]).unwrap();
     let mut far = set(&[1e30, 1.0, 2.0, 2.0], None);
-    says(
-        &s.apply(&mut far).unwrap_err(),
-        &["row 0", "`audio`", "column 0", "too far"],
-    );
+    says(&s.apply(&mut far).unwrap_err(), &["row 0", "`audio`", "column 0", "too far"]);
     let mut narrow = Modal::new(vec![Matrix::new(1, 1, vec![0.0], None).unwrap()]);
-    says(
-        &s.apply_inputs("new.csv", &mut narrow).unwrap_err(),
-        &["new.csv", "1 features", "of 2"],
-    );
+    says(&s.apply_inputs("new.csv", &mut narrow).unwrap_err(), &["new.csv", "1 features", "of 2"]);
     let mut renamed = set(&[1.0, 2.0, 3.0, 4.0], None);
     renamed.modalities = Modalities::new(["video"]).unwrap();
-    says(
-        &s.apply(&mut renamed).unwrap_err(),
-        &["video", "audio", "same order"],
-    );
+    says(&s.apply(&mut renamed).unwrap_err(), &["video", "audio", "same order"]);
 }

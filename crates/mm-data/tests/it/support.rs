@@ -16,32 +16,18 @@ pub(crate) struct Entry {
 
 pub(crate) fn floats(name: &'static str, shape: &[usize], values: &[f32]) -> Entry {
     let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-    Entry {
-        name,
-        dtype: Dtype::F32,
-        shape: shape.to_vec(),
-        bytes,
-    }
+    Entry { name, dtype: Dtype::F32, shape: shape.to_vec(), bytes }
 }
 
 pub(crate) fn integers(name: &'static str, values: &[i64]) -> Entry {
     let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-    Entry {
-        name,
-        dtype: Dtype::I64,
-        shape: vec![values.len()],
-        bytes,
-    }
+    Entry { name, dtype: Dtype::I64, shape: vec![values.len()], bytes }
 }
 
 /// Writes a safetensors file and returns its path.
 pub(crate) fn write(folder: &Path, entries: &[Entry], classes: Option<&str>) -> PathBuf {
-    let views = entries.iter().map(|e| {
-        (
-            e.name,
-            TensorView::new(e.dtype, e.shape.clone(), &e.bytes).unwrap(),
-        )
-    });
+    let views =
+        entries.iter().map(|e| (e.name, TensorView::new(e.dtype, e.shape.clone(), &e.bytes).unwrap()));
     let metadata = classes.map(|c| HashMap::from([("classes".to_owned(), c.to_owned())]));
     let path = folder.join("set.safetensors");
     std::fs::write(&path, serialize(views, metadata).unwrap()).unwrap();

@@ -3,20 +3,11 @@ use mm_core::Modality;
 use mm_data::{SourceConfig, State, Synthetic, SyntheticConfig};
 
 fn small() -> SyntheticConfig {
-    SyntheticConfig {
-        n_train: 600,
-        n_val: 100,
-        n_test: 300,
-        ..SyntheticConfig::default()
-    }
+    SyntheticConfig { n_train: 600, n_val: 100, n_test: 300, ..SyntheticConfig::default() }
 }
 
 fn bits(set: &Synthetic, m: usize) -> Vec<u32> {
-    set.dataset.inputs[Modality::new(m)]
-        .values
-        .iter()
-        .map(|v| v.to_bits())
-        .collect()
+    set.dataset.inputs[Modality::new(m)].values.iter().map(|v| v.to_bits()).collect()
 }
 
 #[test]
@@ -27,10 +18,7 @@ fn the_same_seed_gives_the_same_bits() {
         assert_eq!(bits(&a, m), bits(&b, m));
         assert_ne!(bits(&a, m), bits(&other, m));
     }
-    assert_eq!(
-        (&a.dataset.labels, &a.dataset.hash),
-        (&b.dataset.labels, &b.dataset.hash)
-    );
+    assert_eq!((&a.dataset.labels, &a.dataset.hash), (&b.dataset.labels, &b.dataset.hash));
     assert_ne!(a.dataset.labels, other.dataset.labels);
     assert_ne!(a.dataset.hash, other.dataset.hash);
 }
@@ -38,10 +26,7 @@ fn the_same_seed_gives_the_same_bits() {
 #[test]
 fn a_part_or_a_modality_does_not_disturb_the_others() {
     let a = small().generate().unwrap();
-    let mut config = SyntheticConfig {
-        n_train: 610,
-        ..small()
-    };
+    let mut config = SyntheticConfig { n_train: 610, ..small() };
     config.sources[1].noise = 2.0;
     let b = config.generate().unwrap();
     let x = |set: &Synthetic, row: usize| set.dataset.inputs[Modality::new(0)].row(row).to_vec();
@@ -52,10 +37,7 @@ fn a_part_or_a_modality_does_not_disturb_the_others() {
 
 #[test]
 fn shares_are_realised() {
-    let mut config = SyntheticConfig {
-        n_train: 6000,
-        ..small()
-    };
+    let mut config = SyntheticConfig { n_train: 6000, ..small() };
     config.sources[0] = SourceConfig {
         name: "fast".to_owned(),
         dim: 4,
@@ -70,10 +52,7 @@ fn shares_are_realised() {
     let n = config.rows() as f64;
     let near = |name: &str, count: usize, share: f64| {
         let sigma = (n * share * (1.0 - share)).sqrt();
-        assert!(
-            (count as f64 - n * share).abs() < 3.0 * sigma,
-            "{name}: {count} of {n} for {share}"
-        );
+        assert!((count as f64 - n * share).abs() < 3.0 * sigma, "{name}: {count} of {n} for {share}");
     };
     let states = &set.truth[Modality::new(0)].states;
     let count = |state| states.iter().filter(|&&s| s == state).count();
@@ -81,11 +60,7 @@ fn shares_are_realised() {
     near("absent", count(State::Absent), 0.2);
     near("conflict", count(State::Conflict), 0.1);
     near("weak", count(State::Weak), 0.3);
-    near(
-        "present",
-        set.dataset.inputs[Modality::new(0)].present_count(),
-        0.75,
-    );
+    near("present", set.dataset.inputs[Modality::new(0)].present_count(), 0.75);
     assert_eq!(set.dataset.inputs[Modality::new(1)].present, None);
     let column: Vec<i64> = states.iter().map(|&s| s as i64).collect();
     assert_eq!(set.dataset.columns["state_fast"], column);
@@ -101,17 +76,9 @@ fn conflicting_rows_look_like_the_other_class() {
     let truth = &set.truth[Modality::new(0)];
     let nearest = |row: usize| {
         let distance = |c: &usize| -> f32 {
-            truth
-                .means
-                .row(*c)
-                .iter()
-                .zip(truth.latents.row(row))
-                .map(|(a, b)| (a - b).powi(2))
-                .sum()
+            truth.means.row(*c).iter().zip(truth.latents.row(row)).map(|(a, b)| (a - b).powi(2)).sum()
         };
-        (0..config.classes)
-            .min_by(|a, b| distance(a).total_cmp(&distance(b)))
-            .unwrap() as u32
+        (0..config.classes).min_by(|a, b| distance(a).total_cmp(&distance(b))).unwrap() as u32
     };
     let (mut conflicts, mut other, mut own, mut right, mut informative) = (0, 0, 0, 0, 0);
     for (row, &label) in set.dataset.labels.iter().enumerate() {
@@ -156,22 +123,10 @@ fn settings_are_checked() {
     says(&fault(|c| c.classes = 1), &["data.classes = 1", "[2, 10000]"]);
     says(&fault(|c| c.n_test = 0), &["data.n_test = 0"]);
     says(&fault(|c| c.sources.clear()), &["data.sources", "at least one"]);
-    says(
-        &fault(|c| c.sources[1].absent = 1.2),
-        &["data.sources[1].absent = 1.2", "[0, 1]"],
-    );
-    says(
-        &fault(|c| c.sources[0].noise = f64::NAN),
-        &["data.sources[0].noise = NaN"],
-    );
-    says(
-        &fault(|c| c.sources[0].weak = 0.9),
-        &["data.sources[0].absent", "must not exceed 1"],
-    );
-    says(
-        &fault(|c| c.sources[0].missing = 1.0),
-        &["data.sources[0].missing = 1", "[0, 1)"],
-    );
+    says(&fault(|c| c.sources[1].absent = 1.2), &["data.sources[1].absent = 1.2", "[0, 1]"]);
+    says(&fault(|c| c.sources[0].noise = f64::NAN), &["data.sources[0].noise = NaN"]);
+    says(&fault(|c| c.sources[0].weak = 0.9), &["data.sources[0].absent", "must not exceed 1"]);
+    says(&fault(|c| c.sources[0].missing = 1.0), &["data.sources[0].missing = 1", "[0, 1)"]);
     says(&fault(|c| c.sources[0].dim = 0), &["data.sources[0].dim = 0"]);
     says(&fault(|c| c.n_train = usize::MAX), &["data.n_train"]);
     says(

@@ -10,50 +10,20 @@ fn unknown_keys_and_values_are_refused() {
     assert!(refused("kind = \"mlp\"\nnorm = \"bach\"").contains("unknown variant `bach`"));
     assert!(refused("dim = 3").contains("missing field `kind`"));
     let error = EncoderConfig::named("mpl").unwrap_err();
-    assert_eq!(
-        (error.field.as_str(), error.suggestion.as_deref()),
-        ("kind", Some("mlp"))
-    );
+    assert_eq!((error.field.as_str(), error.suggestion.as_deref()), ("kind", Some("mlp")));
 }
 
 #[test]
 fn bad_settings_are_named() {
     let bad = [
-        (
-            MlpConfig {
-                hidden: vec![3, 0],
-                ..MlpConfig::default()
-            },
-            "hidden",
-        ),
-        (
-            MlpConfig {
-                dim: 0,
-                ..MlpConfig::default()
-            },
-            "dim",
-        ),
-        (
-            MlpConfig {
-                dropout: 1.0,
-                ..MlpConfig::default()
-            },
-            "dropout",
-        ),
-        (
-            MlpConfig {
-                input_dropout: f64::NAN,
-                ..MlpConfig::default()
-            },
-            "input_dropout",
-        ),
+        (MlpConfig { hidden: vec![3, 0], ..MlpConfig::default() }, "hidden"),
+        (MlpConfig { dim: 0, ..MlpConfig::default() }, "dim"),
+        (MlpConfig { dropout: 1.0, ..MlpConfig::default() }, "dropout"),
+        (MlpConfig { input_dropout: f64::NAN, ..MlpConfig::default() }, "input_dropout"),
     ];
     for (config, field) in bad {
         let error = EncoderConfig::Mlp(config).check().unwrap_err();
-        assert_eq!(
-            error.within("model.encoder.audio").field,
-            format!("model.encoder.audio.{field}")
-        );
+        assert_eq!(error.within("model.encoder.audio").field, format!("model.encoder.audio.{field}"));
     }
     assert!(EncoderConfig::default().check().is_ok());
 }

@@ -8,20 +8,12 @@ use mm_testkit::gradients::probe;
 use mm_testkit::{assert_close, check_gradients};
 
 fn config(norm: Norm, activation: Activation) -> MlpConfig {
-    MlpConfig {
-        hidden: vec![5, 4],
-        dim: 3,
-        norm,
-        activation,
-        ..MlpConfig::default()
-    }
+    MlpConfig { hidden: vec![5, 4], dim: 3, norm, activation, ..MlpConfig::default() }
 }
 
 fn build(config: &MlpConfig, input: usize) -> (Mlp, ParamStore) {
     let mut store = ParamStore::new(3, DType::F64, &Device::Cpu);
-    let encoder = config
-        .build(store.root().at("encoder").at("audio"), input)
-        .unwrap();
+    let encoder = config.build(store.root().at("encoder").at("audio"), input).unwrap();
     (encoder, store)
 }
 
@@ -81,12 +73,7 @@ fn parameters_and_buffers_have_their_names() {
 fn equals_its_equations() {
     let (encoder, store) = build(&config(Norm::None, Activation::Relu), 6);
     let value = |l: usize, name: &str| {
-        store
-            .find(&format!("encoder.audio.{l}.{name}"))
-            .unwrap()
-            .var()
-            .as_tensor()
-            .clone()
+        store.find(&format!("encoder.audio.{l}.{name}")).unwrap().var().as_tensor().clone()
     };
     let x = normal(&[4, 6]);
     let expected = (0..3).fold(x.clone(), |a, l| {
@@ -97,10 +84,7 @@ fn equals_its_equations() {
     assert_eq!(encoder.dim(), 3);
 
     // Without the last activation features may be negative; rows of any rank are flattened.
-    let linear = MlpConfig {
-        final_activation: false,
-        ..config(Norm::None, Activation::Relu)
-    };
+    let linear = MlpConfig { final_activation: false, ..config(Norm::None, Activation::Relu) };
     let (encoder, _) = build(&linear, 6);
     let features = encoder.forward(&x, Mode::Eval).unwrap();
     assert_close(&features.relu().unwrap(), &expected, 1e-12);
@@ -111,19 +95,9 @@ fn equals_its_equations() {
 
 #[test]
 fn no_hidden_layer_is_one_linear_map() {
-    let (encoder, store) = build(
-        &MlpConfig {
-            hidden: vec![],
-            dim: 2,
-            ..MlpConfig::default()
-        },
-        6,
-    );
+    let (encoder, store) = build(&MlpConfig { hidden: vec![], dim: 2, ..MlpConfig::default() }, 6);
     assert_eq!(store.len(), 2);
-    assert_eq!(
-        encoder.forward(&normal(&[4, 6]), train(1)).unwrap().dims(),
-        [4, 2]
-    );
+    assert_eq!(encoder.forward(&normal(&[4, 6]), train(1)).unwrap().dims(), [4, 2]);
 }
 
 #[test]
@@ -139,19 +113,8 @@ fn batch_norm_trains_on_the_batch_and_evaluates_on_running_statistics() {
 
     // One pass moves the statistics by a tenth of the way, with the unbiased variance.
     let in_training = host(&encoder, &x, train(1));
-    let value = |n: &str| {
-        store
-            .find(&format!("encoder.audio.0.{n}"))
-            .unwrap()
-            .var()
-            .as_tensor()
-            .clone()
-    };
-    let a = x
-        .matmul(&value("weight").t().unwrap())
-        .unwrap()
-        .broadcast_add(&value("bias"))
-        .unwrap();
+    let value = |n: &str| store.find(&format!("encoder.audio.0.{n}")).unwrap().var().as_tensor().clone();
+    let a = x.matmul(&value("weight").t().unwrap()).unwrap().broadcast_add(&value("bias")).unwrap();
     let mean = a.mean(0).unwrap();
     let var = (a.broadcast_sub(&mean).unwrap().sqr().unwrap().sum(0).unwrap() / 15.0).unwrap();
     assert_close(store.buffers()[0].var(), &(mean * 0.1).unwrap(), 1e-12);
@@ -186,21 +149,10 @@ fn a_key_fixes_the_bits() {
 #[test]
 fn inputs_that_do_not_fit_are_named() {
     let (encoder, _) = build(&config(Norm::None, Activation::Relu), 6);
-    let error = encoder
-        .forward(&normal(&[4, 5]), Mode::Eval)
-        .unwrap_err()
-        .to_string();
+    let error = encoder.forward(&normal(&[4, 5]), Mode::Eval).unwrap_err().to_string();
     assert!(error.contains("rows of 6 numbers, got inputs [4, 5]"), "{error}");
     let mut store = ParamStore::new(0, DType::F32, &Device::Cpu);
     assert!(EncoderConfig::default().build(store.root(), 0).is_err());
-    let bad = EncoderConfig::Mlp(MlpConfig {
-        dim: 0,
-        ..MlpConfig::default()
-    });
-    assert!(
-        bad.build(store.root(), 6)
-            .unwrap_err()
-            .to_string()
-            .contains("dim = 0: must be at least 1")
-    );
+    let bad = EncoderConfig::Mlp(MlpConfig { dim: 0, ..MlpConfig::default() });
+    assert!(bad.build(store.root(), 6).unwrap_err().to_string().contains("dim = 0: must be at least 1"));
 }

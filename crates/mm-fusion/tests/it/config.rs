@@ -33,17 +33,12 @@ fn unknown_keys_and_kinds_are_named() {
 
 #[test]
 fn errors_name_field_and_remedy() {
-    let gate = FusionConfig::Gated(GatedConfig {
-        gate: Some("adio".to_owned()),
-        width: None,
-    });
+    let gate = FusionConfig::Gated(GatedConfig { gate: Some("adio".to_owned()), width: None });
     assert_eq!(
         gate.check(&pair()).unwrap_err().to_string(),
         "model.fusion.gate = \"adio\": allowed: audio, video; did you mean `audio`?"
     );
-    let film = FusionConfig::Film(FilmConfig {
-        conditioner: Some("text".to_owned()),
-    });
+    let film = FusionConfig::Film(FilmConfig { conditioner: Some("text".to_owned()) });
     assert_eq!(film.check(&pair()).unwrap_err().field, "model.fusion.conditioner");
     let one = Modalities::new(["audio"]).unwrap();
     for name in [film::INFO.name, gated::INFO.name] {
@@ -74,15 +69,9 @@ fn errors_name_field_and_remedy() {
 #[test]
 fn build_checks_too() {
     let mut store = ParamStore::new(0, DType::F32, &Device::Cpu);
-    let config = FusionConfig::MidMlp(MidMlpConfig {
-        layers: 0,
-        ..MidMlpConfig::default()
-    });
+    let config = FusionConfig::MidMlp(MidMlpConfig { layers: 0, ..MidMlpConfig::default() });
     let widths = [3, 4].into_iter().collect();
-    let error = config
-        .build(store.root(), &pair(), &widths, 2)
-        .unwrap_err()
-        .to_string();
+    let error = config.build(store.root(), &pair(), &widths, 2).unwrap_err().to_string();
     assert!(error.contains("model.fusion.layers = 0"), "{error}");
     let good = FusionConfig::default();
     let three = [3, 4, 5].into_iter().collect();
@@ -97,9 +86,7 @@ fn names_of_the_catalogue_are_the_parameters_names() {
         let mut store = ParamStore::new(0, DType::F32, &Device::Cpu);
         let widths = [3, 4].into_iter().collect();
         let config = FusionConfig::named(info.name).unwrap();
-        config
-            .build(store.root().at("fusion"), &pair(), &widths, 2)
-            .unwrap();
+        config.build(store.root().at("fusion"), &pair(), &widths, 2).unwrap();
         for p in store.params() {
             let known = info.parameters.iter().any(|pattern| matches(pattern, p.name()));
             assert!(known, "{}: {} is not in the catalogue", info.name, p.name());
@@ -136,20 +123,10 @@ fn any_config() -> impl Strategy<Value = FusionConfig> {
         (name(), proptest::option::of(1usize..99))
             .prop_map(|(gate, width)| FusionConfig::Gated(GatedConfig { gate, width })),
         (2usize..6, 1usize..99, 0.0..1.0f64).prop_map(|(layers, width, dropout)| FusionConfig::MidMlp(
-            MidMlpConfig {
-                layers,
-                width,
-                dropout
-            }
+            MidMlpConfig { layers, width, dropout }
         )),
-        (
-            proptest::option::of(1usize..9),
-            1usize..9,
-            1usize..9,
-            0.0..1.0f64,
-            0.0..9.0f64
-        )
-            .prop_map(|(dim, heads, layers, dropout, token_std)| {
+        (proptest::option::of(1usize..9), 1usize..9, 1usize..9, 0.0..1.0f64, 0.0..9.0f64).prop_map(
+            |(dim, heads, layers, dropout, token_std)| {
                 let dim = dim.map(|d| d * heads);
                 let feed_forward = layers;
                 FusionConfig::Transformer(TransformerConfig {
@@ -160,7 +137,8 @@ fn any_config() -> impl Strategy<Value = FusionConfig> {
                     dropout,
                     token_std,
                 })
-            }),
+            }
+        ),
     ]
 }
 

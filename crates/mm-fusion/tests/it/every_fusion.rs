@@ -37,25 +37,13 @@ fn cases() -> Vec<Case> {
             let modalities = toy::modalities(dims.len()).unwrap();
             let config = config(info.name);
             if config.check(&modalities).is_err() {
-                assert_eq!(
-                    (dims.len(), matches!(info.name, "film" | "gated")),
-                    (1, true),
-                    "{}",
-                    info.name
-                );
+                assert_eq!((dims.len(), matches!(info.name, "film" | "gated")), (1, true), "{}", info.name);
                 continue;
             }
             let mut store = ParamStore::new(7, DType::F64, &Device::Cpu);
             let widths = dims.iter().copied().collect();
-            let fusion = config
-                .build(store.root().at("fusion"), &modalities, &widths, CLASSES)
-                .unwrap();
-            cases.push(Case {
-                name: info.name,
-                fusion,
-                store,
-                dims,
-            });
+            let fusion = config.build(store.root().at("fusion"), &modalities, &widths, CLASSES).unwrap();
+            cases.push(Case { name: info.name, fusion, store, dims });
         }
     }
     assert_eq!(cases.len(), 7 * 4 - 2);
@@ -69,10 +57,7 @@ fn normal(seed: u64, shape: &[usize]) -> Tensor {
 }
 
 fn features(dims: &[usize], rows: usize) -> Features {
-    dims.iter()
-        .enumerate()
-        .map(|(m, &dim)| normal(m as u64, &[rows, dim]))
-        .collect()
+    dims.iter().enumerate().map(|(m, &dim)| normal(m as u64, &[rows, dim])).collect()
 }
 
 fn everywhere(dims: &[usize]) -> Modal<Option<Presence>> {
@@ -81,20 +66,9 @@ fn everywhere(dims: &[usize]) -> Modal<Option<Presence>> {
 
 /// Row r lacks modality r mod M, and the last row everything but the first modality.
 fn gaps(dims: &[usize], rows: usize) -> Modal<Option<Presence>> {
-    let there = |m: usize| {
-        (0..rows)
-            .map(|r| {
-                if r + 1 == rows {
-                    m == 0
-                } else {
-                    r % dims.len() != m
-                }
-            })
-            .collect()
-    };
-    (0..dims.len())
-        .map(|m| Some(Presence::new(there(m), DType::F64, &Device::Cpu).unwrap()))
-        .collect()
+    let there =
+        |m: usize| (0..rows).map(|r| if r + 1 == rows { m == 0 } else { r % dims.len() != m }).collect();
+    (0..dims.len()).map(|m| Some(Presence::new(there(m), DType::F64, &Device::Cpu).unwrap())).collect()
 }
 
 fn train(seed: u64) -> Mode {
@@ -105,17 +79,10 @@ fn train(seed: u64) -> Mode {
 fn gradients_of_parameters_and_features_are_right() {
     let rows = 4;
     for case in cases() {
-        let inputs: Vec<Var> = features(case.dims, rows)
-            .values()
-            .iter()
-            .map(|x| Var::from_tensor(x).unwrap())
-            .collect();
+        let inputs: Vec<Var> =
+            features(case.dims, rows).values().iter().map(|x| Var::from_tensor(x).unwrap()).collect();
         for (mode, gappy) in [(Mode::Eval, false), (train(1), true)] {
-            let present = if gappy {
-                gaps(case.dims, rows)
-            } else {
-                everywhere(case.dims)
-            };
+            let present = if gappy { gaps(case.dims, rows) } else { everywhere(case.dims) };
             let loss = || {
                 let z: Features = inputs.iter().map(|v| v.as_tensor().clone()).collect();
                 let z = z.try_map(|m, h| present[m].as_ref().map_or(Ok(h.clone()), |p| p.apply(h)))?;
@@ -146,21 +113,10 @@ fn shares_add_up_to_the_logits() {
         assert_eq!(fused.dims(), [5, CLASSES]);
         match case.fusion.split_logits(&z).unwrap() {
             Some(parts) => {
-                assert!(
-                    matches!(case.name, "late-linear" | "concat" | "sum"),
-                    "{}",
-                    case.name
-                );
-                assert_eq!(
-                    to_host(&sum(parts.values()).unwrap()).unwrap(),
-                    to_host(&fused).unwrap()
-                );
+                assert!(matches!(case.name, "late-linear" | "concat" | "sum"), "{}", case.name);
+                assert_eq!(to_host(&sum(parts.values()).unwrap()).unwrap(), to_host(&fused).unwrap());
             }
-            None => assert!(
-                !matches!(case.name, "late-linear" | "concat" | "sum"),
-                "{}",
-                case.name
-            ),
+            None => assert!(!matches!(case.name, "late-linear" | "concat" | "sum"), "{}", case.name),
         }
     }
 }
@@ -175,8 +131,7 @@ fn a_row_alone_is_the_row_in_its_batch() {
             for row in 0..6 {
                 let one = zeroed.map(|_, h| h.narrow(0, row, 1).unwrap());
                 let there = present.map(|_, p| {
-                    p.as_ref()
-                        .map(|p| Presence::new(vec![p.rows()[row]], DType::F64, &Device::Cpu).unwrap())
+                    p.as_ref().map(|p| Presence::new(vec![p.rows()[row]], DType::F64, &Device::Cpu).unwrap())
                 });
                 let alone = case.fusion.fuse(&one, &there, Mode::Eval).unwrap();
                 assert_close(&alone, &all.narrow(0, row, 1).unwrap(), 1e-12);
@@ -188,11 +143,7 @@ fn a_row_alone_is_the_row_in_its_batch() {
 #[test]
 fn what_stands_in_a_missing_row_does_not_matter() {
     for info in catalogue() {
-        let options = toy::Options {
-            dims: vec![4, 6, 3],
-            heads: true,
-            ..toy::Options::default()
-        };
+        let options = toy::Options { dims: vec![4, 6, 3], heads: true, ..toy::Options::default() };
         let made = options
             .build(|scope, modalities, dims, classes| {
                 config(info.name).build(scope, modalities, dims, classes)
@@ -209,29 +160,17 @@ fn what_stands_in_a_missing_row_does_not_matter() {
             *x = (&*x + (garbage * missing).unwrap()).unwrap();
         }
         let second = made.model.forward(&batch, Mode::Eval).unwrap().fused;
-        assert_eq!(
-            to_host(&first).unwrap(),
-            to_host(&second).unwrap(),
-            "{}",
-            info.name
-        );
+        assert_eq!(to_host(&first).unwrap(), to_host(&second).unwrap(), "{}", info.name);
         assert!(to_host(&first).unwrap().iter().all(|v| v.is_finite()));
 
         // One modality by masking, as unimodal predictions arise: finite, and blind to the others.
         let z = made.model.encode_all(&batch, Mode::Eval).unwrap();
         let alone = |z: &Features| {
             let logits =
-                made.model
-                    .masked_logits(Modality::new(1), z, &everywhere(&options.dims), Mode::Eval);
+                made.model.masked_logits(Modality::new(1), z, &everywhere(&options.dims), Mode::Eval);
             to_host(&logits.unwrap()).unwrap()
         };
-        let other = z.map(|m, h| {
-            if m.index() == 1 {
-                h.clone()
-            } else {
-                h.affine(3.0, 1.0).unwrap()
-            }
-        });
+        let other = z.map(|m, h| if m.index() == 1 { h.clone() } else { h.affine(3.0, 1.0).unwrap() });
         assert_eq!(alone(&z), alone(&other), "{}", info.name);
         assert!(alone(&z).iter().all(|v| v.is_finite()));
     }
@@ -239,10 +178,7 @@ fn what_stands_in_a_missing_row_does_not_matter() {
 
 #[test]
 fn masked_tokens_are_unseen_even_where_they_are_not_zero() {
-    let case = cases()
-        .into_iter()
-        .find(|c| c.name == "transformer" && c.dims == [4, 6])
-        .unwrap();
+    let case = cases().into_iter().find(|c| c.name == "transformer" && c.dims == [4, 6]).unwrap();
     let (z, present) = (features(case.dims, 4), gaps(case.dims, 4));
     let zeroed = z.map(|m, h| present[m].as_ref().unwrap().apply(h).unwrap());
     let logits = |z: &Features| to_host(&case.fusion.fuse(z, &present, Mode::Eval).unwrap()).unwrap();
@@ -263,9 +199,7 @@ fn the_order_of_the_modalities_does_not_matter() {
             let modalities = Modalities::new(order.map(|i| names[i])).unwrap();
             let mut store = ParamStore::new(7, DType::F64, &Device::Cpu);
             let widths = order.iter().map(|&i| dims[i]).collect();
-            let fusion = config
-                .build(store.root().at("fusion"), &modalities, &widths, CLASSES)
-                .unwrap();
+            let fusion = config.build(store.root().at("fusion"), &modalities, &widths, CLASSES).unwrap();
             let z = features(&dims, 4);
             let z = order.iter().map(|&i| z.values()[i].clone()).collect();
             fusion.fuse(&z, &everywhere(&dims), Mode::Eval).unwrap()
@@ -289,13 +223,8 @@ fn dropout_is_for_training_only_and_follows_its_key() {
 
 #[test]
 fn tokens_are_averaged_except_by_the_transformer() {
-    for case in cases()
-        .iter()
-        .filter(|case| case.dims == [4, 6] && case.name != "transformer")
-    {
-        let tokens: Features = [normal(1, &[2, 3, 4]), normal(2, &[2, 2, 6])]
-            .into_iter()
-            .collect();
+    for case in cases().iter().filter(|case| case.dims == [4, 6] && case.name != "transformer") {
+        let tokens: Features = [normal(1, &[2, 3, 4]), normal(2, &[2, 2, 6])].into_iter().collect();
         let means = tokens.map(|_, h| h.mean(1).unwrap());
         let logits = |z: &Features| case.fusion.fuse(z, &everywhere(case.dims), Mode::Eval).unwrap();
         assert_close(&logits(&tokens), &logits(&means), 1e-12);
@@ -304,10 +233,7 @@ fn tokens_are_averaged_except_by_the_transformer() {
 
 #[test]
 fn every_fusion_learns_and_reaches_every_parameter() {
-    let options = toy::Options {
-        dims: vec![4, 6, 3],
-        ..toy::Options::default()
-    };
+    let options = toy::Options { dims: vec![4, 6, 3], ..toy::Options::default() };
     let (train, test) = (options.batch(1, 60).unwrap(), options.batch(2, 60).unwrap());
     for info in catalogue() {
         let build = || {
@@ -337,18 +263,13 @@ fn f32_agrees_with_f64() {
         let mut store = ParamStore::new(7, DType::F32, &Device::Cpu);
         let modalities = toy::modalities(case.dims.len()).unwrap();
         let widths = case.dims.iter().copied().collect();
-        let single = config(case.name)
-            .build(store.root().at("fusion"), &modalities, &widths, CLASSES)
-            .unwrap();
+        let single =
+            config(case.name).build(store.root().at("fusion"), &modalities, &widths, CLASSES).unwrap();
         let z = features(case.dims, 5);
         let present = gaps(case.dims, 5);
         let zeroed = z.map(|m, h| present[m].as_ref().unwrap().apply(h).unwrap());
         let narrow = zeroed.map(|_, h| h.to_dtype(DType::F32).unwrap());
         let expected = case.fusion.fuse(&zeroed, &present, train(1)).unwrap();
-        assert_close(
-            &single.fuse(&narrow, &present, train(1)).unwrap(),
-            &expected,
-            2e-5,
-        );
+        assert_close(&single.fuse(&narrow, &present, train(1)).unwrap(), &expected, 2e-5);
     }
 }

@@ -23,9 +23,7 @@ fn joint_head() {
             let mut store = ParamStore::new(0, weight.dtype(), &Device::Cpu);
             let (modalities, widths) = (toy::modalities(2).unwrap(), [6, 6].into_iter().collect());
             let config = FusionConfig::named(kind).unwrap();
-            let fusion = config
-                .build(store.root().at("fusion"), &modalities, &widths, 5)
-                .unwrap();
+            let fusion = config.build(store.root().at("fusion"), &modalities, &widths, 5).unwrap();
             let half = |start: usize| weight.narrow(1, start, 6).unwrap();
             let values = if kind == "concat" {
                 vec![("fusion.weight", weight.clone())]
@@ -54,10 +52,7 @@ fn joint_head() {
             compare("grad_W", &grad_weight);
         }
         for other in ["multi_loss", "sum_ce"] {
-            golden.skip(
-                &format!("{precision}.{other}."),
-                "these losses are tested in mm-balance",
-            );
+            golden.skip(&format!("{precision}.{other}."), "these losses are tested in mm-balance");
         }
     }
     assert_eq!(golden.finish(), 2 * 6);

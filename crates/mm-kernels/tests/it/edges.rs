@@ -20,9 +20,7 @@ fn linear_computes_no_gradient_for_data_and_frozen_weights() -> Result<()> {
     assert!(!gradient.track_op(), "a gradient must not hold on to a graph");
 
     let (x, w) = (Var::from_tensor(&x)?, w.as_detached_tensor());
-    let grads = linear(x.as_tensor(), &w, Some(&normal(&[2], 3)?))?
-        .sum_all()?
-        .backward()?;
+    let grads = linear(x.as_tensor(), &w, Some(&normal(&[2], 3)?))?.sum_all()?.backward()?;
     assert!(grads.get(&w).is_none());
     assert!(grads.get(x.as_tensor()).is_some_and(|g| !g.track_op()));
     Ok(())
@@ -80,10 +78,7 @@ fn wrong_dtypes_name_the_operation() -> Result<()> {
         assert!(error.contains(name) && error.contains("BF16"), "{error}");
     }
     let mixed = message(linear(&x.to_dtype(DType::F32)?, &w.to_dtype(DType::F64)?, None));
-    assert!(
-        mixed.contains("linear: all arguments must have one dtype"),
-        "{mixed}"
-    );
+    assert!(mixed.contains("linear: all arguments must have one dtype"), "{mixed}");
     Ok(())
 }
 
@@ -99,10 +94,7 @@ fn relu_shows_a_nan() -> Result<()> {
 fn softmax_survives_large_logits() -> Result<()> {
     let x = row(&[1e4, 1e4, -1e4])?;
     assert_eq!(values(&softmax_last(&x)?)?, [0.5, 0.5, 0.0]);
-    assert_eq!(
-        values(&log_softmax_last(&x)?)?,
-        [-(2f64.ln()), -(2f64.ln()), -2e4 - 2f64.ln()]
-    );
+    assert_eq!(values(&log_softmax_last(&x)?)?, [-(2f64.ln()), -(2f64.ln()), -2e4 - 2f64.ln()]);
     assert_eq!(true_class_probability(&x, &[1])?, [0.5]);
     let loss = cross_entropy(&x, &[2], None)?.to_scalar::<f64>()?;
     assert!((loss - 2e4 - 2f64.ln()).abs() < 1e-9);
@@ -115,10 +107,7 @@ fn a_soft_target_of_zero_ignores_its_logit() -> Result<()> {
     let loss = cross_entropy_soft(x.as_tensor(), &row(&[1.0, 0.0, 0.0])?, None)?;
     assert_eq!(loss.to_scalar::<f64>()?, 2f64.ln());
     let grads = loss.backward()?;
-    assert_eq!(
-        values(grads.get(x.as_tensor()).expect("a gradient"))?,
-        [-0.5, 0.5, 0.0]
-    );
+    assert_eq!(values(grads.get(x.as_tensor()).expect("a gradient"))?, [-0.5, 0.5, 0.0]);
     Ok(())
 }
 
@@ -227,10 +216,7 @@ fn a_query_without_a_key_receives_zero_and_passes_no_gradient() -> Result<()> {
     assert_eq!(values(&y.get(0)?)?, [0.0; 12]);
     assert!(values(&y.get(1)?)?.iter().all(|y| y.is_finite() && *y != 0.0));
     let grads = y.sum_all()?.backward()?;
-    assert_eq!(
-        values(&grads.get(x.as_tensor()).expect("a gradient").get(0)?)?,
-        [0.0; 12]
-    );
+    assert_eq!(values(&grads.get(x.as_tensor()).expect("a gradient").get(0)?)?, [0.0; 12]);
     Ok(())
 }
 

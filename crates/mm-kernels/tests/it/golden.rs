@@ -11,18 +11,13 @@ struct Golden(HashMap<String, Tensor>);
 
 impl Golden {
     fn load() -> Result<Self> {
-        let path = concat!(
-            env!("CARGO_MANIFEST_DIR"),
-            "/../../tests/golden/kernels.safetensors"
-        );
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/kernels.safetensors");
         Ok(Self(candle_core::safetensors::load(path, &Device::Cpu)?))
     }
 
     #[track_caller]
     fn get(&self, name: &str) -> &Tensor {
-        self.0
-            .get(name)
-            .unwrap_or_else(|| panic!("no tensor {name} in kernels.safetensors"))
+        self.0.get(name).unwrap_or_else(|| panic!("no tensor {name} in kernels.safetensors"))
     }
 
     /// Value and input gradients of one case, in both dtypes.
@@ -35,15 +30,8 @@ impl Golden {
             let tensors: Vec<Tensor> = vars.iter().map(|v| v.as_tensor().clone()).collect();
             let y = f(&tensors)?;
             assert_eq!(y.dtype(), dtype, "{case}");
-            assert_close(
-                &format!("{case} {dtype:?}"),
-                &y,
-                self.get(&format!("{case}.y")),
-                tol,
-            )?;
-            let grads = (y * self.get(&format!("{case}.r")).to_dtype(dtype)?)?
-                .sum_all()?
-                .backward()?;
+            assert_close(&format!("{case} {dtype:?}"), &y, self.get(&format!("{case}.y")), tol)?;
+            let grads = (y * self.get(&format!("{case}.r")).to_dtype(dtype)?)?.sum_all()?.backward()?;
             for (name, tensor) in inputs.iter().zip(&tensors) {
                 let what = format!("{case} {dtype:?}, gradient of {name}");
                 let got = grads.get(tensor).unwrap_or_else(|| panic!("{what} is missing"));
@@ -58,9 +46,8 @@ impl Golden {
 fn linear() -> Result<()> {
     let golden = Golden::load()?;
     for case in ["linear", "linear_rank3"] {
-        golden.check(case, &["input", "weight", "bias"], |x| {
-            mm_kernels::linear(&x[0], &x[1], Some(&x[2]))
-        })?;
+        golden
+            .check(case, &["input", "weight", "bias"], |x| mm_kernels::linear(&x[0], &x[1], Some(&x[2])))?;
     }
     Ok(())
 }
@@ -99,10 +86,7 @@ fn batch_norm() -> Result<()> {
         let before = ["mean", "var"].map(|s| golden.get(&format!("{case}.running_{s}_before")));
         let after = ["mean", "var"].map(|s| golden.get(&format!("{case}.running_{s}_after")));
         golden.check(&format!("{case}_eval"), &["input", "weight", "bias"], |x| {
-            let [mean, var] = [
-                before[0].to_dtype(x[0].dtype())?,
-                before[1].to_dtype(x[0].dtype())?,
-            ];
+            let [mean, var] = [before[0].to_dtype(x[0].dtype())?, before[1].to_dtype(x[0].dtype())?];
             mm_kernels::batch_norm_eval(&x[0], &mean, &var, Some(&x[1]), Some(&x[2]), 1e-5)
         })?;
         golden.check(&format!("{case}_train"), &["input", "weight", "bias"], |x| {
@@ -139,10 +123,7 @@ fn cross_entropy() -> Result<()> {
     let expected = values(golden.get("cross_entropy.true_class_probability"))?;
     for (dtype, tol) in DTYPES {
         let got = mm_kernels::true_class_probability(&logits.to_dtype(dtype)?, &LABELS)?;
-        assert!(
-            got.iter().zip(&expected).all(|(g, e)| (g - e).abs() <= tol),
-            "{got:?} {expected:?}"
-        );
+        assert!(got.iter().zip(&expected).all(|(g, e)| (g - e).abs() <= tol), "{got:?} {expected:?}");
     }
     Ok(())
 }
@@ -151,9 +132,7 @@ fn cross_entropy() -> Result<()> {
 fn attention() -> Result<()> {
     let golden = Golden::load()?;
     let mask = golden.get("attention.mask");
-    golden.check("attention", &["q", "k", "v"], |x| {
-        mm_kernels::attention(&x[0], &x[1], &x[2], None, 2)
-    })?;
+    golden.check("attention", &["q", "k", "v"], |x| mm_kernels::attention(&x[0], &x[1], &x[2], None, 2))?;
     golden.check("attention_masked", &["q", "k", "v"], |x| {
         mm_kernels::attention(&x[0], &x[1], &x[2], Some(mask), 2)
     })
@@ -166,20 +145,12 @@ fn trajectory(case: &str, step: impl Fn(&Var, &Tensor, &Var, &Var, u64) -> Resul
         let start = golden.get("optim.start").to_dtype(dtype)?;
         let param = Var::from_tensor(&start)?;
         let seen = param.as_tensor().clone();
-        let states = [
-            Var::from_tensor(&start.zeros_like()?)?,
-            Var::from_tensor(&start.zeros_like()?)?,
-        ];
+        let states = [Var::from_tensor(&start.zeros_like()?)?, Var::from_tensor(&start.zeros_like()?)?];
         let gradients = golden.get("optim.gradients").to_dtype(dtype)?;
         for i in 0..10 {
             step(&param, &gradients.get(i)?, &states[0], &states[1], i as u64 + 1)?;
             let expected = golden.get(&format!("optim.{case}")).get(i)?;
-            assert_close(
-                &format!("{case} {dtype:?} after step {}", i + 1),
-                &seen,
-                &expected,
-                tol,
-            )?;
+            assert_close(&format!("{case} {dtype:?} after step {}", i + 1), &seen, &expected, tol)?;
         }
     }
     Ok(())
@@ -187,49 +158,19 @@ fn trajectory(case: &str, step: impl Fn(&Var, &Tensor, &Var, &Var, u64) -> Resul
 
 #[test]
 fn sgd_trajectories() -> Result<()> {
-    let plain = SgdStep {
-        lr: 0.1,
-        ..SgdStep::default()
-    };
-    let heavy = SgdStep {
-        momentum: 0.9,
-        ..plain
-    };
+    let plain = SgdStep { lr: 0.1, ..SgdStep::default() };
+    let heavy = SgdStep { momentum: 0.9, ..plain };
     let cases = [
         ("sgd", plain),
-        (
-            "sgd_decay",
-            SgdStep {
-                weight_decay: 0.05,
-                ..plain
-            },
-        ),
+        ("sgd_decay", SgdStep { weight_decay: 0.05, ..plain }),
         ("sgd_momentum", heavy),
-        (
-            "sgd_dampening",
-            SgdStep {
-                dampening: 0.3,
-                weight_decay: 0.05,
-                ..heavy
-            },
-        ),
-        (
-            "sgd_nesterov",
-            SgdStep {
-                nesterov: true,
-                weight_decay: 0.05,
-                ..heavy
-            },
-        ),
+        ("sgd_dampening", SgdStep { dampening: 0.3, weight_decay: 0.05, ..heavy }),
+        ("sgd_nesterov", SgdStep { nesterov: true, weight_decay: 0.05, ..heavy }),
     ];
     for (case, cfg) in cases {
         trajectory(case, |p, g, buffer, _, n| {
             // The scale is a power of two, and so changes no bits.
-            let cfg = SgdStep {
-                first: n == 1,
-                grad_scale: 4.0,
-                ..cfg
-            };
+            let cfg = SgdStep { first: n == 1, grad_scale: 4.0, ..cfg };
             mm_kernels::sgd_step(p, &(g * 0.25)?, Some(buffer), &cfg)
         })?;
     }
@@ -238,33 +179,15 @@ fn sgd_trajectories() -> Result<()> {
 
 #[test]
 fn adam_trajectories() -> Result<()> {
-    let base = AdamStep {
-        lr: 0.01,
-        grad_scale: 4.0,
-        ..AdamStep::default()
-    };
-    let decay = AdamStep {
-        beta1: 0.8,
-        beta2: 0.99,
-        eps: 1e-6,
-        weight_decay: 0.1,
-        ..base
-    };
-    let decoupled = AdamStep {
-        beta2: 0.98,
-        weight_decay: 0.1,
-        decoupled: true,
-        ..base
-    };
+    let base = AdamStep { lr: 0.01, grad_scale: 4.0, ..AdamStep::default() };
+    let decay = AdamStep { beta1: 0.8, beta2: 0.99, eps: 1e-6, weight_decay: 0.1, ..base };
+    let decoupled = AdamStep { beta2: 0.98, weight_decay: 0.1, decoupled: true, ..base };
     for (case, cfg) in [("adam", base), ("adam_decay", decay), ("adamw", decoupled)] {
         trajectory(case, |p, g, m, v, step| {
             mm_kernels::adam_step(p, &(g * 0.25)?, m, v, &AdamStep { step, ..cfg })
         })?;
     }
-    let coupled = AdamStep {
-        decoupled: false,
-        ..decoupled
-    };
+    let coupled = AdamStep { decoupled: false, ..decoupled };
     trajectory("adamw", |p, g, m, v, step| {
         mm_kernels::adamw_step(p, &(g * 0.25)?, m, v, &AdamStep { step, ..coupled })
     })

@@ -22,8 +22,7 @@ impl Lies {
             Self::Transposed => leaf.t(),
             Self::Narrowed => {
                 let last = leaf.rank() - 1;
-                leaf.narrow(0, 1, leaf.dim(0)? - 1)?
-                    .narrow(last, 1, leaf.dim(last)? - 2)
+                leaf.narrow(0, 1, leaf.dim(0)? - 1)?.narrow(last, 1, leaf.dim(last)? - 2)
             }
         }
     }
@@ -69,22 +68,11 @@ fn check(f: impl Fn(&[Tensor]) -> Result<Tensor>, lies: Lies, shapes: &[&[usize]
     let report = gradcheck(viewed, &leaves, 1e-6, 1e-7)?;
     assert!(report.unreached.is_empty(), "{report:?}");
 
-    let narrow = leaves
-        .iter()
-        .map(|x| x.to_dtype(DType::F32))
-        .collect::<Result<Vec<_>>>()?;
-    let wide = narrow
-        .iter()
-        .map(|x| x.to_dtype(DType::F64))
-        .collect::<Result<Vec<_>>>()?;
+    let narrow = leaves.iter().map(|x| x.to_dtype(DType::F32)).collect::<Result<Vec<_>>>()?;
+    let wide = narrow.iter().map(|x| x.to_dtype(DType::F64)).collect::<Result<Vec<_>>>()?;
     let (got, expected) = (viewed(&narrow)?, viewed(&wide)?);
     // The terms of a sum are near one even where the sum is near zero.
-    assert_within(
-        "f32 against f64",
-        &got,
-        &expected,
-        1e-5 * largest(&expected)?.max(1.0),
-    )
+    assert_within("f32 against f64", &got, &expected, 1e-5 * largest(&expected)?.max(1.0))
 }
 
 proptest! {

@@ -35,10 +35,7 @@ fn assert_close(what: &str, got: &Tensor, expected: &Tensor, tol: f64) -> Result
 fn assert_within(what: &str, got: &Tensor, expected: &Tensor, allowed: f64) -> Result<()> {
     assert_eq!(got.shape(), expected.shape(), "{what}: shape");
     for (i, (g, e)) in values(got)?.iter().zip(values(expected)?).enumerate() {
-        assert!(
-            (g - e).abs() <= allowed,
-            "{what}: element {i} is {g:e}, expected {e:e}"
-        );
+        assert!((g - e).abs() <= allowed, "{what}: element {i} is {g:e}, expected {e:e}");
     }
     Ok(())
 }

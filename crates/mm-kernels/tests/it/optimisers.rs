@@ -11,22 +11,10 @@ fn var(shape: &[usize], seed: u64) -> Result<Var> {
 #[test]
 fn an_update_is_seen_through_every_handle_and_by_nothing_else() -> Result<()> {
     let p = var(&[3, 2], 1)?;
-    let (handle, view, copy) = (
-        p.as_tensor().clone(),
-        p.as_detached_tensor(),
-        p.as_tensor().copy()?,
-    );
+    let (handle, view, copy) = (p.as_tensor().clone(), p.as_detached_tensor(), p.as_tensor().copy()?);
     let g = normal(&[3, 2], 2)?;
     let before = values(&copy)?;
-    sgd_step(
-        &p,
-        &g,
-        None,
-        &SgdStep {
-            lr: 0.5,
-            ..SgdStep::default()
-        },
-    )?;
+    sgd_step(&p, &g, None, &SgdStep { lr: 0.5, ..SgdStep::default() })?;
     let expected: Vec<f64> = before.iter().zip(values(&g)?).map(|(p, g)| p - 0.5 * g).collect();
     assert_eq!(values(&handle)?, expected);
     assert_eq!(values(&view)?, expected);
@@ -39,15 +27,11 @@ fn an_update_is_seen_through_every_handle_and_by_nothing_else() -> Result<()> {
 fn a_gradient_need_not_be_contiguous() -> Result<()> {
     let (p, q) = (var(&[3, 2], 1)?, var(&[3, 2], 1)?);
     let turned = normal(&[2, 3], 2)?.t()?;
-    let (m, v) = (
-        Var::zeros((3, 2), DType::F64, &Device::Cpu)?,
-        Var::zeros((3, 2), DType::F64, &Device::Cpu)?,
-    );
+    let (m, v) =
+        (Var::zeros((3, 2), DType::F64, &Device::Cpu)?, Var::zeros((3, 2), DType::F64, &Device::Cpu)?);
     adam_step(&p, &turned, &m, &v, &AdamStep::default())?;
-    let (m, v) = (
-        Var::zeros((3, 2), DType::F64, &Device::Cpu)?,
-        Var::zeros((3, 2), DType::F64, &Device::Cpu)?,
-    );
+    let (m, v) =
+        (Var::zeros((3, 2), DType::F64, &Device::Cpu)?, Var::zeros((3, 2), DType::F64, &Device::Cpu)?);
     adam_step(&q, &turned.contiguous()?, &m, &v, &AdamStep::default())?;
     assert_eq!(values(&p)?, values(&q)?);
     Ok(())
@@ -56,30 +40,12 @@ fn a_gradient_need_not_be_contiguous() -> Result<()> {
 #[test]
 fn a_gradient_scale_equals_a_scaled_gradient() -> Result<()> {
     let g = normal(&[4], 2)?;
-    let cfg = AdamStep {
-        weight_decay: 0.1,
-        ..AdamStep::default()
-    };
+    let cfg = AdamStep { weight_decay: 0.1, ..AdamStep::default() };
     for decoupled in [false, true] {
         let mut results = Vec::new();
         for (g, grad_scale) in [(g.clone(), 0.3), ((&g * 0.3)?, 1.0)] {
-            let (p, m, v) = (
-                var(&[4], 1)?,
-                var(&[4], 3)?,
-                Var::from_tensor(&normal(&[4], 4)?.sqr()?)?,
-            );
-            adam_step(
-                &p,
-                &g,
-                &m,
-                &v,
-                &AdamStep {
-                    grad_scale,
-                    decoupled,
-                    step: 5,
-                    ..cfg
-                },
-            )?;
+            let (p, m, v) = (var(&[4], 1)?, var(&[4], 3)?, Var::from_tensor(&normal(&[4], 4)?.sqr()?)?);
+            adam_step(&p, &g, &m, &v, &AdamStep { grad_scale, decoupled, step: 5, ..cfg })?;
             let buffer = var(&[4], 5)?;
             let sgd = SgdStep {
                 momentum: 0.9,
@@ -89,10 +55,7 @@ fn a_gradient_scale_equals_a_scaled_gradient() -> Result<()> {
                 ..SgdStep::default()
             };
             sgd_step(&p, &g, Some(&buffer), &sgd)?;
-            results.push(Tensor::cat(
-                &[p.as_tensor(), m.as_tensor(), v.as_tensor(), buffer.as_tensor()],
-                0,
-            )?);
+            results.push(Tensor::cat(&[p.as_tensor(), m.as_tensor(), v.as_tensor(), buffer.as_tensor()], 0)?);
         }
         assert_close("scaled", &results[0], &results[1], 1e-14)?;
     }
@@ -104,12 +67,7 @@ fn the_first_step_overwrites_the_buffer() -> Result<()> {
     let p = var(&[4], 1)?;
     let g = normal(&[4], 2)?;
     let buffer = Var::from_tensor(&Tensor::full(f64::NAN, 4, &Device::Cpu)?)?;
-    let cfg = SgdStep {
-        momentum: 0.9,
-        dampening: 0.5,
-        first: true,
-        ..SgdStep::default()
-    };
+    let cfg = SgdStep { momentum: 0.9, dampening: 0.5, first: true, ..SgdStep::default() };
     sgd_step(&p, &g, Some(&buffer), &cfg)?;
     assert_eq!(values(&buffer)?, values(&g)?);
     Ok(())
@@ -121,10 +79,7 @@ fn nothing_may_share_storage_with_what_is_written() -> Result<()> {
     let before = values(&p)?;
     let alias = p.as_detached_tensor();
     assert!(message(sgd_step(&p, &alias, None, &SgdStep::default())).contains("shares storage"));
-    let cfg = SgdStep {
-        momentum: 0.9,
-        ..SgdStep::default()
-    };
+    let cfg = SgdStep { momentum: 0.9, ..SgdStep::default() };
     assert!(message(sgd_step(&p, &normal(&[4], 2)?, Some(&p), &cfg)).contains("shares storage"));
     let v = var(&[4], 3)?;
     assert!(
@@ -137,39 +92,22 @@ fn nothing_may_share_storage_with_what_is_written() -> Result<()> {
 #[test]
 fn wrong_settings_and_shapes_are_errors() -> Result<()> {
     let (p, g) = (var(&[4], 1)?, normal(&[4], 2)?);
-    let momentum = SgdStep {
-        momentum: 0.9,
-        ..SgdStep::default()
-    };
+    let momentum = SgdStep { momentum: 0.9, ..SgdStep::default() };
     assert!(message(sgd_step(&p, &g, None, &momentum)).contains("momentum 0.9 needs a buffer"));
-    let nesterov = SgdStep {
-        nesterov: true,
-        ..SgdStep::default()
-    };
+    let nesterov = SgdStep { nesterov: true, ..SgdStep::default() };
     assert!(message(sgd_step(&p, &g, None, &nesterov)).contains("Nesterov"));
     let short = normal(&[3], 2)?;
     assert!(message(sgd_step(&p, &short, None, &SgdStep::default())).contains("grad [3]"));
     let (m, v) = (var(&[4], 1)?, var(&[3], 1)?);
     assert!(message(adam_step(&p, &g, &m, &v, &AdamStep::default())).contains("v [3]"));
-    let zeroth = AdamStep {
-        step: 0,
-        ..AdamStep::default()
-    };
+    let zeroth = AdamStep { step: 0, ..AdamStep::default() };
     assert!(message(adamw_step(&p, &g, &m, &m, &zeroth)).contains("count from 1"));
     let half = p.to_dtype(DType::F16)?;
-    let error = message(sgd_step(
-        &Var::from_tensor(&half)?,
-        &half.copy()?,
-        None,
-        &SgdStep::default(),
-    ));
+    let error = message(sgd_step(&Var::from_tensor(&half)?, &half.copy()?, None, &SgdStep::default()));
     assert!(error.contains("sgd_step") && error.contains("F16"), "{error}");
     let mixed = g.to_dtype(DType::F32)?;
     let error = message(sgd_step(&p, &mixed, None, &SgdStep::default()));
-    assert!(
-        error.contains("sgd_step") && error.contains("F32") && error.contains("F64"),
-        "{error}"
-    );
+    assert!(error.contains("sgd_step") && error.contains("F32") && error.contains("F64"), "{error}");
     Ok(())
 }
 

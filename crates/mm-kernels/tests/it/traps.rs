@@ -8,11 +8,7 @@ use mm_kernels::gradcheck;
 fn candle_relu_passes_the_gradient_at_zero_and_ours_does_not() -> Result<()> {
     let x = Var::new(&[0f32], &Device::Cpu)?;
     let gradient = |y: Tensor| -> Result<Vec<f32>> {
-        y.sum_all()?
-            .backward()?
-            .get(x.as_tensor())
-            .expect("a gradient")
-            .to_vec1()
+        y.sum_all()?.backward()?.get(x.as_tensor()).expect("a gradient").to_vec1()
     };
     assert_eq!(gradient(x.relu()?)?, [1.0]);
     assert_eq!(gradient(mm_kernels::relu(x.as_tensor())?)?, [0.0]);
@@ -32,22 +28,12 @@ fn candle_fused_layer_norm_and_softmax_drop_the_gradient() -> Result<()> {
     let x = Var::from_tensor(&normal(&[2, 3], 1)?.to_dtype(candle_core::DType::F32)?)?;
     let one = Tensor::ones(3, candle_core::DType::F32, &Device::Cpu)?;
     let norm = candle_nn::LayerNorm::new(one.clone(), one.zeros_like()?, 1e-5);
-    for y in [
-        norm.forward(x.as_tensor())?,
-        candle_nn::ops::softmax_last_dim(x.as_tensor())?,
-    ] {
+    for y in [norm.forward(x.as_tensor())?, candle_nn::ops::softmax_last_dim(x.as_tensor())?] {
         // Some releases say nothing, others fail: both are useless for training.
-        let reached = y
-            .sqr()?
-            .sum_all()?
-            .backward()
-            .is_ok_and(|grads| grads.get(x.as_tensor()).is_some());
+        let reached = y.sqr()?.sum_all()?.backward().is_ok_and(|grads| grads.get(x.as_tensor()).is_some());
         assert!(!reached);
     }
-    for y in [
-        mm_kernels::layer_norm(&x, None, None, 1e-5)?,
-        mm_kernels::softmax_last(&x)?,
-    ] {
+    for y in [mm_kernels::layer_norm(&x, None, None, 1e-5)?, mm_kernels::softmax_last(&x)?] {
         assert!(y.sqr()?.sum_all()?.backward()?.get(x.as_tensor()).is_some());
     }
     Ok(())

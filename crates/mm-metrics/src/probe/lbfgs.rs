@@ -52,10 +52,7 @@ pub(super) fn minimise(
     let mut trial_gradient = gradient.clone();
     for iterations in 0..limits.max_iterations {
         if largest(&gradient) <= limits.tolerance {
-            return Outcome {
-                iterations,
-                converged: true,
-            };
+            return Outcome { iterations, converged: true };
         }
         let mut direction = descent(&gradient, &pairs);
         let mut slope = dot(&direction, &gradient);
@@ -64,11 +61,7 @@ pub(super) fn minimise(
             direction = gradient.iter().map(|g| -g).collect();
             slope = -dot(&gradient, &gradient);
         }
-        let first = if pairs.is_empty() {
-            (1.0 / (-slope).sqrt()).min(1.0)
-        } else {
-            1.0
-        };
+        let first = if pairs.is_empty() { (1.0 / (-slope).sqrt()).min(1.0) } else { 1.0 };
         let Some(new_value) = search(first, value, slope, |length| {
             for ((trial, x), direction) in trial.iter_mut().zip(&*x).zip(&direction) {
                 *trial = x + length * direction;
@@ -76,25 +69,14 @@ pub(super) fn minimise(
             let value = function(&trial, &mut trial_gradient);
             (value, dot(&trial_gradient, &direction))
         }) else {
-            return Outcome {
-                iterations,
-                converged: false,
-            };
+            return Outcome { iterations, converged: false };
         };
-        remember(
-            &mut pairs,
-            limits.memory,
-            difference(&trial, x),
-            difference(&trial_gradient, &gradient),
-        );
+        remember(&mut pairs, limits.memory, difference(&trial, x), difference(&trial_gradient, &gradient));
         value = new_value;
         std::mem::swap(x, &mut trial);
         std::mem::swap(&mut gradient, &mut trial_gradient);
     }
-    Outcome {
-        iterations: limits.max_iterations,
-        converged: largest(&gradient) <= limits.tolerance,
-    }
+    Outcome { iterations: limits.max_iterations, converged: largest(&gradient) <= limits.tolerance }
 }
 
 /// The length of a step with sufficient decrease and a flattened slope; returns the value there.
@@ -150,9 +132,7 @@ fn descent(gradient: &[f64], pairs: &VecDeque<Pair>) -> Vec<f64> {
     }
     for (pair, alpha) in pairs.iter().zip(alphas.into_iter().rev()) {
         let beta = pair.rho * dot(&pair.change, &q);
-        q.iter_mut()
-            .zip(&pair.step)
-            .for_each(|(q, s)| *q += (alpha - beta) * s);
+        q.iter_mut().zip(&pair.step).for_each(|(q, s)| *q += (alpha - beta) * s);
     }
     q
 }
@@ -166,11 +146,7 @@ fn remember(pairs: &mut VecDeque<Pair>, memory: usize, step: Vec<f64>, change: V
     if pairs.len() == memory {
         pairs.pop_front();
     }
-    pairs.push_back(Pair {
-        step,
-        change,
-        rho: 1.0 / curvature,
-    });
+    pairs.push_back(Pair { step, change, rho: 1.0 / curvature });
 }
 
 fn difference(a: &[f64], b: &[f64]) -> Vec<f64> {
@@ -185,11 +161,7 @@ fn largest(gradient: &[f64]) -> f64 {
 mod tests {
     use super::*;
 
-    const LIMITS: Limits = Limits {
-        tolerance: 1e-11,
-        max_iterations: 200,
-        memory: 10,
-    };
+    const LIMITS: Limits = Limits { tolerance: 1e-11, max_iterations: 200, memory: 10 };
 
     #[test]
     fn finds_the_minimum_of_a_badly_scaled_quadratic() {
@@ -229,12 +201,6 @@ mod tests {
             gradient[0] = x[0];
             0.5 * x[0] * x[0]
         });
-        assert_eq!(
-            outcome,
-            Outcome {
-                iterations: 0,
-                converged: true
-            }
-        );
+        assert_eq!(outcome, Outcome { iterations: 0, converged: true });
     }
 }

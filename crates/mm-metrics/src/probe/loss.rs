@@ -21,13 +21,7 @@ pub(super) struct Objective<'a> {
 
 impl<'a> Objective<'a> {
     pub(super) fn new(x: &'a [f64], targets: &'a [usize], d: usize, classes: usize, penalty: f64) -> Self {
-        Self {
-            x,
-            targets,
-            d,
-            penalty,
-            residuals: vec![0.0; classes],
-        }
+        Self { x, targets, d, penalty, residuals: vec![0.0; classes] }
     }
 
     /// The value at `parameters`; writes the gradient.
@@ -39,22 +33,14 @@ impl<'a> Objective<'a> {
         let (weight_gradient, intercept_gradient) = gradient.split_at_mut(split);
         let mut loss = 0.0;
         for (x, &target) in self.x.chunks_exact(d).zip(self.targets) {
-            for ((z, w), b) in self
-                .residuals
-                .iter_mut()
-                .zip(weights.chunks_exact(d))
-                .zip(intercepts)
-            {
+            for ((z, w), b) in self.residuals.iter_mut().zip(weights.chunks_exact(d)).zip(intercepts) {
                 *z = dot(w, x) + b;
             }
             loss += cross_entropy(&mut self.residuals, target);
             for (&r, g) in self.residuals.iter().zip(weight_gradient.chunks_exact_mut(d)) {
                 g.iter_mut().zip(x).for_each(|(g, x)| *g += r * x);
             }
-            intercept_gradient
-                .iter_mut()
-                .zip(&self.residuals)
-                .for_each(|(g, r)| *g += r);
+            intercept_gradient.iter_mut().zip(&self.residuals).for_each(|(g, r)| *g += r);
         }
         let n = self.targets.len() as f64;
         for (g, w) in weight_gradient.iter_mut().zip(weights) {
@@ -86,12 +72,7 @@ fn cross_entropy(z: &mut [f64], target: usize) -> f64 {
 /// The inner product, in an order of summation that vectorises.
 pub(super) fn dot(a: &[f64], b: &[f64]) -> f64 {
     let (a_chunks, b_chunks) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
-    let tail: f64 = a_chunks
-        .remainder()
-        .iter()
-        .zip(b_chunks.remainder())
-        .map(|(a, b)| a * b)
-        .sum();
+    let tail: f64 = a_chunks.remainder().iter().zip(b_chunks.remainder()).map(|(a, b)| a * b).sum();
     let mut lanes = [0.0; LANES];
     for (a, b) in a_chunks.zip(b_chunks) {
         for lane in 0..LANES {
@@ -120,10 +101,7 @@ mod tests {
             let above = objective.evaluate(&shifted, &mut scratch);
             shifted[i] -= 2e-5;
             let below = objective.evaluate(&shifted, &mut scratch);
-            assert!(
-                ((above - below) / 2e-5 - gradient[i]).abs() < 1e-9,
-                "parameter {i}"
-            );
+            assert!(((above - below) / 2e-5 - gradient[i]).abs() < 1e-9, "parameter {i}");
         }
     }
 

@@ -27,12 +27,7 @@ pub struct ProbeConfig {
 
 impl Default for ProbeConfig {
     fn default() -> Self {
-        Self {
-            inverse_strength: 1.0,
-            tolerance: 1e-6,
-            max_iterations: 1000,
-            memory: 10,
-        }
+        Self { inverse_strength: 1.0, tolerance: 1e-6, max_iterations: 1000, memory: 10 }
     }
 }
 
@@ -44,11 +39,7 @@ impl ProbeConfig {
             return invalid("inverse_strength", self.inverse_strength, rule);
         }
         if !(self.tolerance >= 0.0 && self.tolerance.is_finite()) {
-            return invalid(
-                "tolerance",
-                self.tolerance,
-                "must be at least 0 and finite; 1e-6 is usual",
-            );
+            return invalid("tolerance", self.tolerance, "must be at least 0 and finite; 1e-6 is usual");
         }
         if self.max_iterations == 0 {
             return invalid("max_iterations", 0.0, "must be at least 1; 1000 is usual");
@@ -130,9 +121,8 @@ impl LinearProbe {
             max_iterations: config.max_iterations,
             memory: config.memory,
         };
-        let outcome = lbfgs::minimise(&mut parameters, &limits, |at, gradient| {
-            objective.evaluate(at, gradient)
-        });
+        let outcome =
+            lbfgs::minimise(&mut parameters, &limits, |at, gradient| objective.evaluate(at, gradient));
 
         let mut weights = vec![0.0; classes * d];
         let mut intercepts = vec![f64::NEG_INFINITY; classes];
@@ -166,10 +156,7 @@ impl LinearProbe {
         let mut x = to_f64(features)?;
         standardise(&mut x, &self.means, &self.scales);
         let logits = x.chunks_exact(d).flat_map(|x| {
-            self.weights
-                .chunks_exact(d)
-                .zip(&self.intercepts)
-                .map(move |(w, b)| dot(w, x) + b)
+            self.weights.chunks_exact(d).zip(&self.intercepts).map(move |(w, b)| dot(w, x) + b)
         });
         Ok(logits.collect())
     }
@@ -177,10 +164,7 @@ impl LinearProbe {
     /// The predicted classes of `features`; errors as in [`LinearProbe::logits`].
     pub fn predict<T: Copy + Into<f64>>(&self, features: &[T]) -> Result<Vec<u32>, MetricError> {
         let logits = self.logits(features)?;
-        Ok(logits
-            .chunks_exact(self.classes())
-            .map(|row| argmax(row) as u32)
-            .collect())
+        Ok(logits.chunks_exact(self.classes()).map(|row| argmax(row) as u32).collect())
     }
 
     /// The accuracy on `features` with `labels`; errors as in [`LinearProbe::logits`] and [`accuracy`].
@@ -250,11 +234,7 @@ fn moments(x: &[f64], d: usize) -> (Vec<f64>, Vec<f64>) {
         let variance = sum / n;
         // The variance that rounding alone gives a constant column: dividing by it would turn noise into a feature.
         let rounding = (n * mean * f64::EPSILON).powi(2) + n * f64::EPSILON * variance;
-        if variance.is_finite() && variance <= rounding {
-            1.0
-        } else {
-            variance.sqrt()
-        }
+        if variance.is_finite() && variance <= rounding { 1.0 } else { variance.sqrt() }
     };
     let scales = variances.iter().zip(&means).map(scale).collect();
     (means, scales)
@@ -278,10 +258,7 @@ fn compact(labels: &[u32], classes: usize) -> (Vec<usize>, Vec<usize>) {
     for (index, &class) in seen.iter().enumerate() {
         position[class] = index;
     }
-    (
-        seen,
-        labels.iter().map(|&label| position[label as usize]).collect(),
-    )
+    (seen, labels.iter().map(|&label| position[label as usize]).collect())
 }
 
 #[cfg(test)]
@@ -300,18 +277,12 @@ mod tests {
         assert_eq!(probe.predict(&[-1.0_f32, 0.0, 3.0, 9.0]), Ok(vec![0, 2]));
         assert_eq!(probe.intercepts()[1], f64::NEG_INFINITY);
         assert_eq!(probe.scales()[1], 1.0);
-        assert!(
-            probe.weights()[1].abs() < 1e-12,
-            "a constant feature gets no weight"
-        );
+        assert!(probe.weights()[1].abs() < 1e-12, "a constant feature gets no weight");
     }
 
     #[test]
     fn the_minimum_has_no_gradient_and_symmetric_data_no_intercept() {
-        let config = ProbeConfig {
-            tolerance: 1e-12,
-            ..ProbeConfig::default()
-        };
+        let config = ProbeConfig { tolerance: 1e-12, ..ProbeConfig::default() };
         let probe = LinearProbe::fit(&FEATURES, 6, 2, &LABELS, 3, &config).expect("valid");
         // With w = W_2 - W_0 on the first feature, w = C * sum of x_i (y_i - sigmoid(w x_i)).
         let w = probe.weights()[4] - probe.weights()[0];
@@ -336,11 +307,7 @@ mod tests {
 
     #[test]
     fn stops_at_the_limit_and_says_so() {
-        let config = ProbeConfig {
-            max_iterations: 1,
-            tolerance: 1e-12,
-            ..ProbeConfig::default()
-        };
+        let config = ProbeConfig { max_iterations: 1, tolerance: 1e-12, ..ProbeConfig::default() };
         let probe = LinearProbe::fit(&FEATURES, 6, 2, &LABELS, 3, &config).expect("valid");
         assert_eq!((probe.iterations(), probe.converged()), (1, false));
     }
@@ -350,22 +317,10 @@ mod tests {
         let config = ProbeConfig::default();
         let fit =
             |x: &[f64], n, d, y: &[u32], c, config: &ProbeConfig| LinearProbe::fit(x, n, d, y, c, config);
-        assert_eq!(
-            fit(&[1.0, 2.0], 2, 1, &[1, 1], 2, &config),
-            Err(MetricError::SingleClass { class: 1 })
-        );
-        assert!(matches!(
-            fit(&[1.0, 2.0], 2, 2, &[0, 1], 2, &config),
-            Err(MetricError::Length { .. })
-        ));
-        assert!(matches!(
-            fit(&[1.0], 2, 1, &[0], 2, &config),
-            Err(MetricError::Length { .. })
-        ));
-        assert!(matches!(
-            fit(&[], 0, 1, &[], 2, &config),
-            Err(MetricError::Empty { .. })
-        ));
+        assert_eq!(fit(&[1.0, 2.0], 2, 1, &[1, 1], 2, &config), Err(MetricError::SingleClass { class: 1 }));
+        assert!(matches!(fit(&[1.0, 2.0], 2, 2, &[0, 1], 2, &config), Err(MetricError::Length { .. })));
+        assert!(matches!(fit(&[1.0], 2, 1, &[0], 2, &config), Err(MetricError::Length { .. })));
+        assert!(matches!(fit(&[], 0, 1, &[], 2, &config), Err(MetricError::Empty { .. })));
         assert!(fit(&[], 2, 0, &[0, 1], 2, &config).is_err());
         assert!(matches!(
             fit(&[1.0, f64::NAN], 2, 1, &[0, 1], 2, &config),
@@ -376,22 +331,10 @@ mod tests {
             Err(MetricError::ClassOutOfRange { .. })
         ));
         for config in [
-            ProbeConfig {
-                inverse_strength: 0.0,
-                ..ProbeConfig::default()
-            },
-            ProbeConfig {
-                tolerance: -1.0,
-                ..ProbeConfig::default()
-            },
-            ProbeConfig {
-                max_iterations: 0,
-                ..ProbeConfig::default()
-            },
-            ProbeConfig {
-                memory: 0,
-                ..ProbeConfig::default()
-            },
+            ProbeConfig { inverse_strength: 0.0, ..ProbeConfig::default() },
+            ProbeConfig { tolerance: -1.0, ..ProbeConfig::default() },
+            ProbeConfig { max_iterations: 0, ..ProbeConfig::default() },
+            ProbeConfig { memory: 0, ..ProbeConfig::default() },
         ] {
             assert!(matches!(
                 fit(&[1.0, 2.0], 2, 1, &[0, 1], 2, &config),

@@ -41,30 +41,17 @@ fn floats(value: &Value) -> Vec<f64> {
 }
 
 fn classes(value: &Value) -> Vec<u32> {
-    value
-        .as_array()
-        .expect("a list")
-        .iter()
-        .map(|v| size(v) as u32)
-        .collect()
+    value.as_array().expect("a list").iter().map(|v| size(v) as u32).collect()
 }
 
 fn bools(value: &Value) -> Vec<bool> {
-    value
-        .as_array()
-        .expect("a list")
-        .iter()
-        .map(|v| v.as_bool().expect("a truth value"))
-        .collect()
+    value.as_array().expect("a list").iter().map(|v| v.as_bool().expect("a truth value")).collect()
 }
 
 #[track_caller]
 fn assert_close(what: &str, actual: f64, expected: f64, tolerance: f64) {
     let allowed = tolerance * expected.abs().max(1e-3);
-    assert!(
-        (actual - expected).abs() <= allowed,
-        "{what}: {actual} is not {expected}"
-    );
+    assert!((actual - expected).abs() <= allowed, "{what}: {actual} is not {expected}");
 }
 
 #[track_caller]
@@ -86,12 +73,7 @@ fn assert_one_vs_rest(what: &str, actual: &OneVsRest, expected: &Value) {
         }
     }
     assert_eq!(actual.counted, size(&expected["counted"]), "{what}");
-    assert_close(
-        what,
-        actual.mean.expect("some class has a value"),
-        float(&expected["mean"]),
-        RELATIVE,
-    );
+    assert_close(what, actual.mean.expect("some class has a value"), float(&expected["mean"]), RELATIVE);
 }
 
 #[test]
@@ -101,16 +83,9 @@ fn softmax_and_argmax() {
         let c = size(&case["classes"]);
         let probabilities = softmax_rows(&floats(&case["logits"]), c).expect("valid");
         for (actual, expected) in probabilities.iter().zip(floats(&case["probabilities"])) {
-            assert!(
-                (actual - expected).abs() <= 1e-14,
-                "{name}: {actual} is not {expected}"
-            );
+            assert!((actual - expected).abs() <= 1e-14, "{name}: {actual} is not {expected}");
         }
-        assert_eq!(
-            argmax_rows(&probabilities, c).expect("valid"),
-            classes(&case["predicted"]),
-            "{name}"
-        );
+        assert_eq!(argmax_rows(&probabilities, c).expect("valid"), classes(&case["predicted"]), "{name}");
         let tied = argmax_rows(&floats(&case["ranking"]), c).expect("valid");
         assert_eq!(tied, classes(&case["ranking_argmax"]), "{name}");
     }
@@ -127,11 +102,7 @@ fn metrics_of_predictions() {
         let hits = accuracy(&labels, &predicted).expect("valid");
         assert_close(name, hits, float(&case["accuracy"]), RELATIVE);
         assert_close(name, confusion.accuracy(), hits, RELATIVE);
-        let share = correctness(&labels, &predicted)
-            .expect("valid")
-            .iter()
-            .filter(|&&hit| hit)
-            .count();
+        let share = correctness(&labels, &predicted).expect("valid").iter().filter(|&&hit| hit).count();
         assert_close(name, share as f64 / labels.len() as f64, hits, RELATIVE);
 
         let means = macro_scores(&confusion);
@@ -143,23 +114,10 @@ fn metrics_of_predictions() {
         let scores = class_scores(&confusion);
         let f1: Vec<f64> = scores.iter().flatten().map(|scores| scores.f1).collect();
         assert_all_close(name, &f1, &floats(&case["class_f1"]), RELATIVE);
-        assert!(
-            appearing.iter().all(|&class| scores[class as usize].is_some()),
-            "{name}"
-        );
+        assert!(appearing.iter().all(|&class| scores[class as usize].is_some()), "{name}");
 
-        assert_close(
-            name,
-            matthews_correlation(&confusion),
-            float(&case["mcc"]),
-            RELATIVE,
-        );
-        assert_close(
-            name,
-            cohen_kappa(&confusion).expect("defined"),
-            float(&case["kappa"]),
-            RELATIVE,
-        );
+        assert_close(name, matthews_correlation(&confusion), float(&case["mcc"]), RELATIVE);
+        assert_close(name, cohen_kappa(&confusion).expect("defined"), float(&case["kappa"]), RELATIVE);
     }
 }
 
@@ -170,18 +128,8 @@ fn metrics_of_degenerate_predictions() {
         let (labels, predicted) = (classes(&case["labels"]), classes(&case["predicted"]));
         let confusion = ConfusionMatrix::new(&labels, &predicted, 3).expect("valid");
         assert_close(&name, macro_f1(&confusion), float(&case["macro_f1"]), RELATIVE);
-        assert_close(
-            &name,
-            matthews_correlation(&confusion),
-            float(&case["mcc"]),
-            RELATIVE,
-        );
-        assert_close(
-            &name,
-            cohen_kappa(&confusion).expect("defined"),
-            float(&case["kappa"]),
-            RELATIVE,
-        );
+        assert_close(&name, matthews_correlation(&confusion), float(&case["mcc"]), RELATIVE);
+        assert_close(&name, cohen_kappa(&confusion).expect("defined"), float(&case["kappa"]), RELATIVE);
     }
 }
 
@@ -197,30 +145,17 @@ fn metrics_of_scores() {
 
         let probabilities = floats(&case["probabilities"]);
         let scores = Scores::new(&probabilities, &labels, c).expect("valid");
-        assert_close(
-            name,
-            brier(&scores).expect("valid"),
-            float(&case["brier"]),
-            RELATIVE,
-        );
+        assert_close(name, brier(&scores).expect("valid"), float(&case["brier"]), RELATIVE);
         for (bins, expected) in case["ece"].as_object().expect("a table") {
             let actual = expected_calibration_error(&scores, bins.parse().expect("a number")).expect("valid");
             let public = float(&expected["public"]);
-            assert!(
-                (actual - public).abs() <= SINGLE,
-                "{name}, {bins} bins: {actual} is not {public}"
-            );
+            assert!((actual - public).abs() <= SINGLE, "{name}, {bins} bins: {actual} is not {public}");
             assert_close(name, actual, float(&expected["double"]), RELATIVE);
         }
         assert!(case["ece"].get(DEFAULT_BINS.to_string()).is_some());
         for (k, expected) in case["top_k"].as_object().into_iter().flatten() {
             let k = k.parse().expect("a rank");
-            assert_close(
-                name,
-                top_k_accuracy(&scores, k).expect("valid"),
-                float(expected),
-                RELATIVE,
-            );
+            assert_close(name, top_k_accuracy(&scores, k).expect("valid"), float(expected), RELATIVE);
         }
     }
 }
@@ -242,10 +177,8 @@ fn linear_probe() {
         assert_all_close(name, probe.scales(), &floats(&case["scales"]), RELATIVE);
 
         let rows: Vec<&[f64]> = probe.weights().chunks_exact(d).collect();
-        let fitted: Vec<usize> = classes(&case["fitted_classes"])
-            .iter()
-            .map(|&class| class as usize)
-            .collect();
+        let fitted: Vec<usize> =
+            classes(&case["fitted_classes"]).iter().map(|&class| class as usize).collect();
         let expected = case["coefficients"].as_array().expect("rows");
         let expected_intercepts = floats(&case["intercepts"]);
         let test = floats(&case["test_features"]);
@@ -263,15 +196,11 @@ fn linear_probe() {
                 assert_all_close(name, rows[class], &floats(expected), FITTED);
                 assert_close(name, probe.intercepts()[class], *intercept, FITTED);
             }
-            let kept: Vec<f64> = logits
-                .chunks_exact(c)
-                .flat_map(|z| fitted.iter().map(|&class| z[class]))
-                .collect();
+            let kept: Vec<f64> =
+                logits.chunks_exact(c).flat_map(|z| fitted.iter().map(|&class| z[class])).collect();
             assert_all_close(name, &kept, &decision, FITTED);
         }
-        let test_accuracy = probe
-            .accuracy(&test, &classes(&case["test_labels"]))
-            .expect("valid");
+        let test_accuracy = probe.accuracy(&test, &classes(&case["test_labels"])).expect("valid");
         assert_close(name, test_accuracy, float(&case["test_accuracy"]), RELATIVE);
         let train_accuracy = probe.accuracy(&features, &labels).expect("valid");
         assert_close(name, train_accuracy, float(&case["train_accuracy"]), RELATIVE);
@@ -287,27 +216,12 @@ fn paired_differences() {
         assert_close("mean", result.mean, float(&case["mean"]), RELATIVE);
         assert_close("std", result.std.expect("pairs"), float(&case["std"]), RELATIVE);
         assert_close("low", result.low.expect("pairs"), float(&case["low"]), RELATIVE);
-        assert_close(
-            "high",
-            result.high.expect("pairs"),
-            float(&case["high"]),
-            RELATIVE,
-        );
+        assert_close("high", result.high.expect("pairs"), float(&case["high"]), RELATIVE);
 
         let summary = mean_std(&a).expect("valid");
         assert_close("mean of a", summary.mean, float(&case["mean_of_a"]), RELATIVE);
-        assert_close(
-            "population std",
-            summary.population,
-            float(&case["population_std_of_a"]),
-            RELATIVE,
-        );
-        assert_close(
-            "sample std",
-            summary.sample.expect("pairs"),
-            float(&case["sample_std_of_a"]),
-            RELATIVE,
-        );
+        assert_close("population std", summary.population, float(&case["population_std_of_a"]), RELATIVE);
+        assert_close("sample std", summary.sample.expect("pairs"), float(&case["sample_std_of_a"]), RELATIVE);
     }
 }
 
@@ -316,15 +230,10 @@ fn student_t_quantiles() {
     let rows = cases("quantiles");
     assert_eq!(rows.len(), 13 * 14);
     for row in rows {
-        let [p, nu, expected] = floats(row)[..] else {
-            panic!("a row of three numbers")
-        };
+        let [p, nu, expected] = floats(row)[..] else { panic!("a row of three numbers") };
         let actual = student_t_quantile(p, nu).expect("valid");
         let error = (actual - expected).abs() / expected.abs();
-        assert!(
-            error <= RELATIVE,
-            "p = {p}, nu = {nu}: {actual} is not {expected}"
-        );
+        assert!(error <= RELATIVE, "p = {p}, nu = {nu}: {actual} is not {expected}");
     }
 }
 
@@ -336,9 +245,7 @@ fn shapley_values() {
         assert_all_close("shapley", &shapley(&values).expect("valid"), &expected, RELATIVE);
         let total = values[values.len() - 1] - values[0];
         let shares: Vec<f64> = expected.iter().map(|value| value / total).collect();
-        let actual = shapley_shares(&values)
-            .expect("valid")
-            .expect("total is not zero");
+        let actual = shapley_shares(&values).expect("valid").expect("total is not zero");
         assert_all_close("shares", &actual, &shares, RELATIVE);
     }
 }
@@ -349,37 +256,21 @@ fn modality_gaps() {
     let (a, b) = (floats(&case["a"]), floats(&case["b"]));
     let gap = modality_gap(&a, &b, size(&case["dim"])).expect("valid");
     assert_close("gap", gap.distance, float(&case["distance"]), RELATIVE);
-    assert_eq!(
-        gap.skipped.map(|count| count as f64).to_vec(),
-        floats(&case["skipped"])
-    );
+    assert_eq!(gap.skipped.map(|count| count as f64).to_vec(), floats(&case["skipped"]));
 }
 
 #[test]
 fn agreement_tables() {
     let case = &GOLDEN["agreement"];
-    let unimodal: Vec<Vec<bool>> = case["unimodal"]
-        .as_array()
-        .expect("a list")
-        .iter()
-        .map(bools)
-        .collect();
+    let unimodal: Vec<Vec<bool>> = case["unimodal"].as_array().expect("a list").iter().map(bools).collect();
     let unimodal: Vec<&[bool]> = unimodal.iter().map(Vec::as_slice).collect();
     let multimodal = bools(&case["multimodal"]);
     let two = Agreement::of_two(unimodal[0], unimodal[1], &multimodal).expect("valid");
     let three = Agreement::new(&unimodal, &multimodal).expect("valid");
     for (table, name) in [(two, "two"), (three, "three")] {
-        let counts: Vec<f64> = table
-            .rows()
-            .iter()
-            .flat_map(|row| [row.right as f64, row.wrong as f64])
-            .collect();
-        let expected: Vec<f64> = case[name]
-            .as_array()
-            .expect("rows")
-            .iter()
-            .flat_map(floats)
-            .collect();
+        let counts: Vec<f64> =
+            table.rows().iter().flat_map(|row| [row.right as f64, row.wrong as f64]).collect();
+        let expected: Vec<f64> = case[name].as_array().expect("rows").iter().flat_map(floats).collect();
         assert_eq!(counts, expected, "{name}");
     }
 }

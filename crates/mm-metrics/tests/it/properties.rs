@@ -14,10 +14,7 @@ const CLASSES: usize = 4;
 fn labelled_logits() -> impl Strategy<Value = (Vec<u32>, Vec<f64>)> {
     vec((0..CLASSES as u32, vec(-8_i32..8, CLASSES)), 1..40).prop_map(|samples| {
         let labels = samples.iter().map(|(label, _)| *label).collect();
-        let logits = samples
-            .iter()
-            .flat_map(|(_, row)| row.iter().map(|&z| f64::from(z) / 2.0))
-            .collect();
+        let logits = samples.iter().flat_map(|(_, row)| row.iter().map(|&z| f64::from(z) / 2.0)).collect();
         (labels, logits)
     })
 }
