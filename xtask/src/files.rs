@@ -27,11 +27,7 @@ fn write_and_rename(temporary: &Path, path: &Path, content: &str) -> std::io::Re
     fs::rename(temporary, path)?;
     #[cfg(unix)]
     if let Some(folder) = path.parent() {
-        let folder = if folder.as_os_str().is_empty() {
-            Path::new(".")
-        } else {
-            folder
-        };
+        let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
         File::open(folder)?.sync_all()?; // the new name survives a power cut too
     }
     Ok(())
@@ -54,10 +50,7 @@ mod tests {
         write_atomic(&path, "old").expect("writable");
         write_atomic(&path, "new").expect("writable");
         assert_eq!(fs::read_to_string(&path).expect("readable"), "new");
-        assert_eq!(
-            fs::read_dir(folder.path().join("new")).expect("folder").count(),
-            1
-        );
+        assert_eq!(fs::read_dir(folder.path().join("new")).expect("folder").count(), 1);
     }
 
     #[test]
@@ -68,10 +61,6 @@ mod tests {
         let error = write_atomic(&path, "text").expect_err("a folder is in the way");
         assert!(error.to_string().contains("taken"), "{error}");
         assert!(path.join("inside").is_dir());
-        assert_eq!(
-            fs::read_dir(folder.path()).expect("folder").count(),
-            1,
-            "no temporary file is left"
-        );
+        assert_eq!(fs::read_dir(folder.path()).expect("folder").count(), 1, "no temporary file is left");
     }
 }

@@ -25,7 +25,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Task {
-    Reproduce(reproduce::Args),
+    Reproduce(Box<reproduce::Args>),
     Test(test::Args),
     Ci(ci::Args),
     Bench(bench::Args),

@@ -9,10 +9,7 @@ pub(crate) fn choose<'a>(what: &str, name: &str, allowed: &[&'a str]) -> Result<
         return Ok(found);
     }
     let guess = nearest(name, allowed).map_or(String::new(), |near| format!("; did you mean `{near}`?"));
-    Err(usage(format!(
-        "there is no {what} `{name}`{guess}\nallowed: {}",
-        allowed.join(", ")
-    )))
+    Err(usage(format!("there is no {what} `{name}`{guess}\nallowed: {}", allowed.join(", "))))
 }
 
 /// The nearest name, if it is near enough to be a slip.
@@ -31,20 +28,24 @@ fn nearest<'a>(name: &str, allowed: &[&'a str]) -> Option<&'a str> {
         .map(|(_, candidate)| candidate)
 }
 
-/// How many letters must be inserted, deleted or replaced.
+/// How many letters must be inserted, deleted, replaced or swapped with the next.
 fn edit_distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, letter) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, other) in b.iter().enumerate() {
-            let replaced = diagonal + usize::from(letter != *other);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(row[j] + 1).min(row[j + 1] + 1);
+    let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
+    let mut table = vec![vec![0; b.len() + 1]; a.len() + 1];
+    for i in 0..=a.len() {
+        for j in 0..=b.len() {
+            table[i][j] = if i == 0 || j == 0 {
+                i + j
+            } else {
+                let replaced = table[i - 1][j - 1] + usize::from(a[i - 1] != b[j - 1]);
+                let one_more = table[i - 1][j].min(table[i][j - 1]) + 1;
+                let swaps = i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1];
+                let swapped = if swaps { table[i - 2][j - 2] + 1 } else { usize::MAX };
+                replaced.min(one_more).min(swapped)
+            };
         }
     }
-    row[b.len()]
+    table[a.len()][b.len()]
 }
 
 #[cfg(test)]
@@ -59,15 +60,14 @@ mod tests {
         assert_eq!(nearest("Cremad_Percepton", &NAMES), Some("cremad-perception"));
         assert_eq!(nearest("cremad", &NAMES), Some("cremad-perception"));
         assert_eq!(nearest("mosei", &NAMES), Some("mosi"));
+        assert_eq!(nearest("mbl", &NAMES), Some("mlb"));
         assert_eq!(nearest("blm", &NAMES), None);
         assert_eq!(nearest("resnet", &NAMES), None);
     }
 
     #[test]
     fn the_error_lists_what_is_allowed() {
-        let error = choose("method", "ogmge", &NAMES)
-            .expect_err("unknown")
-            .to_string();
+        let error = choose("method", "ogmge", &NAMES).expect_err("unknown").to_string();
         assert_eq!(
             error,
             "there is no method `ogmge`; did you mean `ogm-ge`?\n\
@@ -80,6 +80,7 @@ mod tests {
     fn distances() {
         assert_eq!(edit_distance("kitten", "sitting"), 3);
         assert_eq!(edit_distance("", "abc"), 3);
+        assert_eq!(edit_distance("abcd", "acbd"), 1);
         assert_eq!(edit_distance("abc", "abc"), 0);
     }
 }

@@ -14,10 +14,7 @@ pub(crate) fn root() -> &'static Path {
 pub(crate) fn packages() -> Result<Vec<String>> {
     let folder = root().join("crates");
     let mut names = vec!["xtask".to_owned()];
-    for entry in folder
-        .read_dir()
-        .with_context(|| format!("cannot list {}", folder.display()))?
-    {
+    for entry in folder.read_dir().with_context(|| format!("cannot list {}", folder.display()))? {
         let path: PathBuf = entry?.path();
         if let (true, Some(name)) = (path.join("Cargo.toml").is_file(), path.file_name()) {
             names.push(name.to_string_lossy().into_owned());
@@ -30,9 +27,7 @@ pub(crate) fn packages() -> Result<Vec<String>> {
 /// `cargo` with these arguments, in the root of the workspace: the same `cargo` that runs this task.
 pub(crate) fn cargo<S: AsRef<str>>(arguments: &[S]) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command
-        .current_dir(root())
-        .args(arguments.iter().map(AsRef::as_ref));
+    command.current_dir(root()).args(arguments.iter().map(AsRef::as_ref));
     command
 }
 
@@ -40,28 +35,35 @@ pub(crate) fn cargo<S: AsRef<str>>(arguments: &[S]) -> Command {
 pub(crate) fn run(mut command: Command) -> Result<()> {
     let shown = shown(&command);
     eprintln!("$ {shown}");
-    let status = command
-        .status()
-        .with_context(|| format!("cannot start `{shown}`"))?;
+    let status = command.status().with_context(|| format!("cannot start `{shown}`"))?;
     if !status.success() {
         bail!("`{shown}` failed ({status})");
     }
     Ok(())
 }
 
+/// The commit of the workspace, marked where tracked files differ from it; none outside git.
+pub(crate) fn commit() -> Option<String> {
+    let git = |arguments: &[&str]| {
+        let output = Command::new("git")
+            .current_dir(root())
+            .arg("--no-optional-locks")
+            .args(arguments)
+            .output()
+            .ok()?;
+        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    };
+    let commit = git(&["rev-parse", "--short=12", "HEAD"])?;
+    let changed = git(&["status", "--porcelain", "--untracked-files=no"])?;
+    Some(if changed.is_empty() { commit } else { format!("{commit}-changed") })
+}
+
 /// A command as one would type it, with `cargo` for the path of that program.
 pub(crate) fn shown(command: &Command) -> String {
     let program = Path::new(command.get_program());
-    let program = program
-        .file_stem()
-        .unwrap_or_default()
-        .to_string_lossy()
-        .into_owned();
+    let program = program.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     let arguments = command.get_args().map(|a| quoted(&a.to_string_lossy()));
-    std::iter::once(program)
-        .chain(arguments)
-        .collect::<Vec<_>>()
-        .join(" ")
+    std::iter::once(program).chain(arguments).collect::<Vec<_>>().join(" ")
 }
 
 /// An argument as a shell takes it.

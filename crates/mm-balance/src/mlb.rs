@@ -9,7 +9,8 @@
 //!
 //! so k_m lies in (1 - tanh α, 1] for a leader and in [1, β_max) for a laggard. After the backward pass of the *whole*
 //! loss, k_m multiplies the gradient of encoder m, of its head and of its block of a linear fusion; the fusion's bias
-//! and any layer common to all modalities are left alone.
+//! and any layer common to all modalities are left alone. Where a linear fusion keeps all blocks in one matrix, it is the
+//! gradient of its columns that is scaled, whatever `apply` says.
 //!
 //! | parameter | default | range | meaning |
 //! |---|---|---|---|

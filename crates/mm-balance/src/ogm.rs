@@ -34,7 +34,6 @@
 
 use crate::{Balancer, Needs, StepCx, Windowed, score};
 use candle_core::{Result, Tensor};
-use mm_core::gradients::square_sum;
 use mm_core::model::to_host;
 use mm_core::{Checked, ConfigError, Forward, Gradients, ParamId, StepRng};
 use serde::{Deserialize, Serialize};
@@ -154,12 +153,13 @@ pub fn coefficients_released_m3(scores: [f64; 3], alpha: f64) -> [f64; 3] {
 
 /// Unbiased standard deviation of a gradient's entries; 0 for a single entry, where it does not exist.
 pub fn deviation(gradient: &Tensor) -> Result<f64> {
-    let n = gradient.elem_count() as f64;
-    if n < 2.0 {
+    let values = to_host(gradient)?;
+    if values.len() < 2 {
         return Ok(0.0);
     }
-    let mean = to_host(&gradient.to_dtype(candle_core::DType::F64)?.mean_all()?)?[0];
-    let centred = square_sum(&gradient.to_dtype(candle_core::DType::F64)?.affine(1.0, -mean)?)?;
+    let n = values.len() as f64;
+    let mean = values.iter().sum::<f64>() / n;
+    let centred = values.iter().map(|g| (g - mean) * (g - mean)).sum::<f64>();
     Ok((centred / (n - 1.0)).sqrt())
 }
 
@@ -244,7 +244,7 @@ impl Balancer for Ogm {
 /// Standard normal noise of a gradient's shape, keyed by step and parameter.
 fn unit_noise(gradient: &Tensor, rng: StepRng, id: ParamId) -> Result<Tensor> {
     let mut draws = rng.stream("ogm-ge").sample(id.index() as u64).draws();
-    let values: Vec<f64> = (0..gradient.elem_count()).map(|_| draws.normal()).collect();
+    let values = draws.normals_f32(gradient.elem_count());
     Tensor::from_vec(values, gradient.shape(), gradient.device())?.to_dtype(gradient.dtype())
 }
 

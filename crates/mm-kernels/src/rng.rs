@@ -115,6 +115,14 @@ impl Draws {
         radius * angle.cos()
     }
 
+    /// `count` standard normal numbers in 32 bits: the ziggurat of Marsaglia and Tsang (2000) in Doornik's form, which
+    /// takes its layer and its uniform number from different bits. About ten times quicker than [`Draws::normal`], for
+    /// noise on whole tensors.
+    pub fn normals_f32(&mut self, count: usize) -> Vec<f32> {
+        let ziggurat = Ziggurat::get();
+        (0..count).map(|_| ziggurat.draw(self)).collect()
+    }
+
     /// Uniform integer in `0..n`, without modulo bias; 0 where `n` is 0.
     pub fn below(&mut self, n: usize) -> usize {
         if n <= 1 {
@@ -134,6 +142,72 @@ impl Draws {
     pub fn shuffle<T>(&mut self, items: &mut [T]) {
         for i in (1..items.len()).rev() {
             items.swap(i, self.below(i + 1));
+        }
+    }
+}
+
+/// Layers of equal area under exp(-x²/2).
+struct Ziggurat {
+    /// Right edges of the layers; `x[0]` is that of the bottom layer if it had no tail.
+    x: [f64; Self::LAYERS + 1],
+    /// `x[i + 1] / x[i]`: the share of a layer that lies wholly under the curve.
+    inside: [f64; Self::LAYERS],
+}
+
+impl Ziggurat {
+    const LAYERS: usize = 128;
+    /// Where the tail begins, for 128 layers.
+    const TAIL: f64 = 3.442_619_855_899;
+    /// The area of each layer, for 128 layers.
+    const AREA: f64 = 9.912_563_035_262_17e-3;
+
+    fn get() -> &'static Self {
+        static TABLES: std::sync::OnceLock<Ziggurat> = std::sync::OnceLock::new();
+        TABLES.get_or_init(|| {
+            let density = |x: f64| (-0.5 * x * x).exp();
+            let mut x = [0.0; Self::LAYERS + 1];
+            x[0] = Self::AREA / density(Self::TAIL);
+            x[1] = Self::TAIL;
+            for i in 2..Self::LAYERS {
+                x[i] = (-2.0 * (Self::AREA / x[i - 1] + density(x[i - 1])).ln()).sqrt();
+            }
+            let mut inside = [0.0; Self::LAYERS];
+            for (i, share) in inside.iter_mut().enumerate() {
+                *share = x[i + 1] / x[i];
+            }
+            Self { x, inside }
+        })
+    }
+
+    fn draw(&self, draws: &mut Draws) -> f32 {
+        loop {
+            let bits = draws.rng.next_u32();
+            let layer = (bits & 0x7f) as usize;
+            // 25 bits in [-1, 1), none of them used for the layer.
+            let u = f64::from(bits >> 7) * (1.0 / f64::from(1u32 << 24)) - 1.0;
+            if u.abs() < self.inside[layer] {
+                return (u * self.x[layer]) as f32;
+            }
+            if layer == 0 {
+                return self.tail(draws, u < 0.0);
+            }
+            let x = u * self.x[layer];
+            let below = (-0.5 * (self.x[layer] * self.x[layer] - x * x)).exp();
+            let above = (-0.5 * (self.x[layer + 1] * self.x[layer + 1] - x * x)).exp();
+            if above + draws.uniform() * (below - above) < 1.0 {
+                return x as f32;
+            }
+        }
+    }
+
+    fn tail(&self, draws: &mut Draws, negative: bool) -> f32 {
+        let start = self.x[1];
+        loop {
+            let x = (1.0 - draws.uniform()).ln() / start;
+            let y = (1.0 - draws.uniform()).ln();
+            if -2.0 * y >= x * x {
+                return (if negative { x - start } else { start - x }) as f32;
+            }
         }
     }
 }
@@ -183,6 +257,21 @@ mod tests {
             uniform += d.uniform() / f64::from(n);
         }
         assert!(mean.abs() < 0.01 && (square - 1.0).abs() < 0.02 && (uniform - 0.5).abs() < 0.005);
+    }
+
+    #[test]
+    fn the_ziggurat_is_normal() {
+        let draws = StepRng::new(11).stream("z").draws().normals_f32(1_000_000);
+        let n = draws.len() as f64;
+        let moment = |k: i32| draws.iter().map(|&z| f64::from(z).powi(k)).sum::<f64>() / n;
+        assert!(moment(1).abs() < 0.004 && (moment(2) - 1.0).abs() < 0.006, "{} {}", moment(1), moment(2));
+        assert!(moment(3).abs() < 0.02 && (moment(4) - 3.0).abs() < 0.04, "{} {}", moment(3), moment(4));
+        // Shares below fixed points, against the normal distribution function; 5 sigma.
+        let points = [(-4.0, 3.167e-5), (-3.5, 2.326e-4), (-2.0, 0.022_750), (-0.5, 0.308_538), (0.0, 0.5)];
+        for (at, expected) in points.iter().flat_map(|&(x, p): &(f64, f64)| [(x, p), (-x, 1.0 - p)]) {
+            let share = draws.iter().filter(|&&z| f64::from(z) < at).count() as f64 / n;
+            assert!((share - expected).abs() < 5.0 * (expected * (1.0 - expected) / n).sqrt(), "{at}: {share}");
+        }
     }
 
     #[test]

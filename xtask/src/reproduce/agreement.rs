@@ -47,9 +47,7 @@ pub(crate) fn best(rows: &[Row]) -> Option<&Row> {
 
 /// The rows that get a table: joint training and the best method.
 pub(crate) fn shown(rows: &[Row]) -> Vec<Variant> {
-    let joint = rows
-        .iter()
-        .find(|row| row.method == JOINT && row.accuracy.is_some());
+    let joint = rows.iter().find(|row| row.method == JOINT && row.accuracy.is_some());
     joint.into_iter().chain(best(rows)).map(Row::variant).collect()
 }
 
@@ -61,11 +59,8 @@ pub(crate) fn table(
     outcomes: &[Outcome],
     folder: impl Fn(&Run) -> PathBuf,
 ) -> Result<Option<Table>> {
-    let done = |run: &Run| {
-        runs.iter()
-            .zip(outcomes)
-            .any(|(other, outcome)| other.id == run.id && outcome.is_ok())
-    };
+    let done =
+        |run: &Run| runs.iter().zip(outcomes).any(|(other, outcome)| other.id == run.id && outcome.is_ok());
     let mut counts = [[0_u64; 2]; 4];
     for run in runs.iter().filter(|run| run.variant == *variant && done(run)) {
         let twin = |modality: &String| {
@@ -98,15 +93,12 @@ pub(crate) fn table(
         "both right".to_owned(),
     ];
     let share = |count: u64| count as f64 / samples as f64;
-    let rows = names
-        .into_iter()
-        .zip(counts)
-        .map(|(unimodal, [right, wrong])| Cell {
-            unimodal,
-            right: share(right),
-            wrong: share(wrong),
-            accuracy: (right + wrong > 0).then(|| right as f64 / (right + wrong) as f64),
-        });
+    let rows = names.into_iter().zip(counts).map(|(unimodal, [right, wrong])| Cell {
+        unimodal,
+        right: share(right),
+        wrong: share(wrong),
+        accuracy: (right + wrong > 0).then(|| right as f64 / (right + wrong) as f64),
+    });
     Ok(Some(Table {
         method: variant.method,
         fusion: variant.fusion.clone(),
@@ -146,38 +138,17 @@ mod tests {
             std::fs::write(folder(run).join("predictions.json"), text).expect("writable");
         }
         let shown = shown(&rows);
-        assert_eq!(
-            shown.iter().map(|v| v.method).collect::<Vec<_>>(),
-            ["joint", "mlb"]
-        );
+        assert_eq!(shown.iter().map(|v| v.method).collect::<Vec<_>>(), ["joint", "mlb"]);
         let names = ["a".to_owned(), "b".to_owned()];
-        let made = |variant| {
-            table(variant, &names, &runs, &outcomes, folder)
-                .expect("valid")
-                .expect("not empty")
-        };
+        let made =
+            |variant| table(variant, &names, &runs, &outcomes, folder).expect("valid").expect("not empty");
         let joint = made(&shown[0]);
         assert_eq!(joint.samples, 16);
-        let accuracies: Vec<_> = joint
-            .rows
-            .iter()
-            .map(|row| (row.right + row.wrong, row.accuracy))
-            .collect();
-        assert_eq!(
-            accuracies,
-            [
-                (0.25, Some(0.0)),
-                (0.25, Some(0.0)),
-                (0.25, Some(0.0)),
-                (0.25, Some(1.0))
-            ]
-        );
+        let accuracies: Vec<_> = joint.rows.iter().map(|row| (row.right + row.wrong, row.accuracy)).collect();
+        assert_eq!(accuracies, [(0.25, Some(0.0)), (0.25, Some(0.0)), (0.25, Some(0.0)), (0.25, Some(1.0))]);
         assert_eq!(joint.rows[1].unimodal, "only a right");
         let mlb = made(&shown[1]);
-        assert_eq!(
-            (mlb.samples, mlb.rows[0].accuracy, mlb.rows[3].accuracy),
-            (12, Some(1.0), Some(0.0))
-        );
+        assert_eq!((mlb.samples, mlb.rows[0].accuracy, mlb.rows[3].accuracy), (12, Some(1.0), Some(0.0)));
     }
 
     #[test]

@@ -35,11 +35,9 @@ pub(crate) fn text(blocks: &[Block]) -> String {
         Block::Title(title) => format!("{title}\n{}", "=".repeat(title.chars().count())),
         Block::Heading(heading) => heading.clone(),
         Block::Text(text) => wrapped(text, "", ""),
-        Block::List(items) => items
-            .iter()
-            .map(|item| wrapped(item, "- ", "  "))
-            .collect::<Vec<_>>()
-            .join("\n"),
+        Block::List(items) => {
+            items.iter().map(|item| wrapped(item, "- ", "  ")).collect::<Vec<_>>().join("\n")
+        }
         Block::Grid(grid) => grid.text(),
     });
     joined(parts)
@@ -51,71 +49,40 @@ pub(crate) fn markdown(blocks: &[Block]) -> String {
         Block::Title(title) => format!("# {title}"),
         Block::Heading(heading) => format!("## {heading}"),
         Block::Text(text) => text.clone(),
-        Block::List(items) => items
-            .iter()
-            .map(|item| format!("- {}", unbroken(item)))
-            .collect::<Vec<_>>()
-            .join("\n"),
+        Block::List(items) => {
+            items.iter().map(|item| format!("- {}", unbroken(item))).collect::<Vec<_>>().join("\n")
+        }
         Block::Grid(grid) => grid.markdown(),
     });
     joined(parts)
 }
 
 fn joined(parts: impl Iterator<Item = String>) -> String {
-    parts
-        .map(|part| part.trim_end().to_owned())
-        .collect::<Vec<_>>()
-        .join("\n\n")
-        + "\n"
+    parts.map(|part| part.trim_end().to_owned()).collect::<Vec<_>>().join("\n\n") + "\n"
 }
 
 impl Grid {
     fn text(&self) -> String {
-        let rule = self
-            .widths()
-            .iter()
-            .map(|&width| "-".repeat(width))
-            .collect::<Vec<_>>()
-            .join("  ");
+        let rule = self.widths().iter().map(|&width| "-".repeat(width)).collect::<Vec<_>>().join("  ");
         let mut lines = vec![self.line(&self.head, "  ").trim_end().to_owned(), rule];
-        lines.extend(
-            self.rows
-                .iter()
-                .map(|row| self.line(row, "  ").trim_end().to_owned()),
-        );
+        lines.extend(self.rows.iter().map(|row| self.line(row, "  ").trim_end().to_owned()));
         lines.join("\n")
     }
 
     fn markdown(&self) -> String {
         let rule = self.widths().into_iter().enumerate().map(|(column, width)| {
-            if self.is_left(column) {
-                "-".repeat(width)
-            } else {
-                format!("{}:", "-".repeat(width - 1))
-            }
+            if self.is_left(column) { "-".repeat(width) } else { format!("{}:", "-".repeat(width - 1)) }
         });
         let mut lines = vec![self.line(&self.head, " | "), rule.collect::<Vec<_>>().join(" | ")];
         lines.extend(self.rows.iter().map(|row| self.line(row, " | ")));
-        lines
-            .iter()
-            .map(|line| format!("| {line} |"))
-            .collect::<Vec<_>>()
-            .join("\n")
+        lines.iter().map(|line| format!("| {line} |")).collect::<Vec<_>>().join("\n")
     }
 
     fn line(&self, cells: &[String], between: &str) -> String {
-        let padded = cells
-            .iter()
-            .zip(self.widths())
-            .enumerate()
-            .map(|(column, (cell, width))| {
-                let space = " ".repeat(width - cell.chars().count());
-                if self.is_left(column) {
-                    format!("{cell}{space}")
-                } else {
-                    format!("{space}{cell}")
-                }
-            });
+        let padded = cells.iter().zip(self.widths()).enumerate().map(|(column, (cell, width))| {
+            let space = " ".repeat(width - cell.chars().count());
+            if self.is_left(column) { format!("{cell}{space}") } else { format!("{space}{cell}") }
+        });
         padded.collect::<Vec<_>>().join(between)
     }
 
@@ -127,9 +94,8 @@ impl Grid {
     fn widths(&self) -> Vec<usize> {
         (0..self.head.len())
             .map(|column| {
-                let cells = std::iter::once(&self.head)
-                    .chain(&self.rows)
-                    .map(|row| row[column].chars().count());
+                let cells =
+                    std::iter::once(&self.head).chain(&self.rows).map(|row| row[column].chars().count());
                 cells.max().unwrap_or(0).max(3)
             })
             .collect()
@@ -171,10 +137,7 @@ mod tests {
         let row = |cells: [&str; 3]| cells.map(str::to_owned).to_vec();
         Grid {
             head: row(["method", "accuracy", "why"]),
-            rows: vec![
-                row(["mlb", "81.20±0.95", "x"]),
-                row(["multi-loss", "9.00", "long"]),
-            ],
+            rows: vec![row(["mlb", "81.20±0.95", "x"]), row(["multi-loss", "9.00", "long"])],
             left: vec![2],
         }
     }
@@ -198,11 +161,8 @@ multi-loss        9.00  long
 
     #[test]
     fn markdown_tables() {
-        let blocks = [
-            Block::Heading("Two".to_owned()),
-            Block::Grid(grid()),
-            Block::List(vec!["a\n  b".to_owned()]),
-        ];
+        let blocks =
+            [Block::Heading("Two".to_owned()), Block::Grid(grid()), Block::List(vec!["a\n  b".to_owned()])];
         assert_eq!(
             markdown(&blocks),
             "\

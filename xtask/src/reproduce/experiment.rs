@@ -105,10 +105,7 @@ fn seeded() -> Vec<String> {
 /// Names of all experiments in a folder, the default first.
 pub(crate) fn names(folder: &Path) -> Result<Vec<String>> {
     let mut names = Vec::new();
-    for entry in folder
-        .read_dir()
-        .with_context(|| format!("cannot list {}", folder.display()))?
-    {
+    for entry in folder.read_dir().with_context(|| format!("cannot list {}", folder.display()))? {
         let path = entry?.path();
         if let (Some("toml"), Some(stem)) = (path.extension().and_then(|e| e.to_str()), path.file_stem()) {
             names.push(stem.to_string_lossy().into_owned());
@@ -154,11 +151,7 @@ impl Experiment {
         }
         for (method, settings) in &self.methods {
             choose("method", method, &METHODS)?;
-            if let Some(key) = settings
-                .set
-                .keys()
-                .find(|key| !matches!(key.as_str(), "method" | "optim"))
-            {
+            if let Some(key) = settings.set.keys().find(|key| !matches!(key.as_str(), "method" | "optim")) {
                 bail!("methods.{method} sets `{key}`: all methods share data, model and budget");
             }
         }
@@ -168,14 +161,8 @@ impl Experiment {
         if folds.len() != self.folds.len() {
             bail!("two folds have the same name");
         }
-        let plain = |name: &str| {
-            name.chars()
-                .all(|c| c.is_ascii_alphanumeric() || "-_".contains(c))
-        };
-        if let Some(name) = folds
-            .iter()
-            .find(|name| !plain(name) || name.parse::<u64>().is_ok())
-        {
+        let plain = |name: &str| name.chars().all(|c| c.is_ascii_alphanumeric() || "-_".contains(c));
+        if let Some(name) = folds.iter().find(|name| !plain(name) || name.parse::<u64>().is_ok()) {
             bail!("fold name `{name}`: use letters, digits, - and _, and not a bare number");
         }
         for key in &self.seeded {
@@ -251,19 +238,11 @@ pub(crate) mod tests {
             let error = Experiment::parse("small", &SMALL.replace(from, to)).expect_err(to);
             assert!(format!("{error:#}").contains(says), "{error:#}");
         };
-        refused(
-            "set.method.alpha = 0.8",
-            "set.train.epochs = 9",
-            "all methods share data, model and budget",
-        );
+        refused("set.method.alpha = 0.8", "set.train.epochs = 9", "all methods share data, model and budget");
         refused("methods.mlb", "methods.mbl", "did you mean `mlb`?");
         refused("fold2", "fold1", "two folds have the same name");
         refused("\"fold2\"", "\"2\"", "not a bare number");
-        refused(
-            "[\"late-linear\"]",
-            "[\"late-liner\"]",
-            "did you mean `late-linear`?",
-        );
+        refused("[\"late-linear\"]", "[\"late-liner\"]", "did you mean `late-linear`?");
         refused("seed = 0\n", "", "`seeded` names `seed`");
         refused("seeds = 2", "seeds = 2\nsede = 1", "unknown field `sede`");
     }

@@ -27,14 +27,9 @@ pub(crate) const JOINT: &str = "joint";
 pub(crate) const BASELINES: [&str; 4] = [UNIMODAL, ENSEMBLE, JOINT, "multi-loss"];
 
 /// The fusions.
-pub(crate) const FUSIONS: [&str; 7] = [
-    "late-linear",
-    "concat",
-    "sum",
-    "mid-mlp",
-    "film",
-    "gated",
-    "transformer",
-];
-/// The fusion of unimodal runs: with one modality it is a plain linear head.
+pub(crate) const FUSIONS: [&str; 7] =
+    ["late-linear", "concat", "sum", "mid-mlp", "film", "gated", "transformer"];
+/// Methods that decide from the unimodal heads: the fusion changes nothing, so they run once for all fusions.
+pub(crate) const WITHOUT_FUSION: [&str; 2] = ["multimodal-loss", "sum-ce"];
+/// The fusion in the configuration of runs that have none; with one modality it is a plain linear head.
 pub(crate) const LINEAR_HEAD: &str = "late-linear";

@@ -1,9 +1,10 @@
 //! The program `mm`: building it and calling it.
 
 use super::plan::Run;
-use crate::workspace::{cargo, root, shown};
+use crate::workspace::{cargo, commit, root, shown};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -45,16 +46,44 @@ impl Layout {
     }
 }
 
-/// The path of `mm`: `MM_BIN` if that is set, else it is built in release mode.
-pub(crate) fn program(device: Option<&str>) -> Result<PathBuf> {
-    if let Some(path) = std::env::var_os("MM_BIN") {
-        let path = std::path::absolute(PathBuf::from(path))?;
+/// The program `mm`, ready to be called.
+#[derive(Debug, Clone)]
+pub(crate) struct Program {
+    path: PathBuf,
+    commit: Option<String>,
+    threads: usize,
+}
+
+impl Program {
+    /// `MM_BIN` if that is set, else what cargo builds in release mode; every call gets so many threads.
+    pub(crate) fn find(device: Option<&str>, threads: usize) -> Result<Self> {
+        let path = match std::env::var_os("MM_BIN") {
+            Some(path) => std::path::absolute(PathBuf::from(path))?,
+            None => build(device)?,
+        };
         if !path.is_file() {
-            bail!("MM_BIN names {}, which is not a file", path.display());
+            bail!("there is no program {} (MM_BIN names it if that is set)", path.display());
         }
-        return Ok(path);
+        Ok(Self { path, commit: std::env::var("MM_COMMIT").ok().or_else(commit), threads })
     }
-    build(device)
+
+    /// The call for a run; what it prints goes to the run's log.
+    pub(crate) fn command(&self, layout: &Layout, runs: &[Run], run: &Run) -> Result<Command> {
+        let mut command = Command::new(&self.path);
+        if run.is_ensemble() {
+            command.arg("ensemble").args(run.members.iter().map(|&member| layout.folder(&runs[member])));
+        } else {
+            command.arg("train").arg(layout.config(run)).args(["--resume", "--quiet"]);
+        }
+        command.arg("--out").arg(layout.folder(run));
+        command.env("RAYON_NUM_THREADS", self.threads.to_string());
+        if let Some(commit) = &self.commit {
+            command.env("MM_COMMIT", commit); // the program writes it into result.json
+        }
+        let log = File::create(layout.log(run))?;
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        Ok(command)
+    }
 }
 
 fn build(device: Option<&str>) -> Result<PathBuf> {
@@ -66,12 +95,8 @@ fn build(device: Option<&str>) -> Result<PathBuf> {
     }
     let typed = shown(&command);
     eprintln!("$ {typed}");
-    command
-        .arg("--message-format=json-render-diagnostics")
-        .stderr(Stdio::inherit());
-    let output = command
-        .output()
-        .with_context(|| format!("cannot start `{typed}`"))?;
+    command.arg("--message-format=json-render-diagnostics").stderr(Stdio::inherit());
+    let output = command.output().with_context(|| format!("cannot start `{typed}`"))?;
     if !output.status.success() {
         bail!("`{typed}` failed ({})", output.status);
     }
@@ -81,48 +106,18 @@ fn build(device: Option<&str>) -> Result<PathBuf> {
 
 /// The path of the program `mm` in cargo's messages.
 fn executable(messages: &str) -> Option<PathBuf> {
-    let paths = messages.lines().filter_map(|line| {
+    messages.lines().rev().find_map(|line| {
         let message: Value = serde_json::from_str(line).ok()?;
         let path = message["executable"].as_str()?;
         (message["target"]["name"] == "mm").then(|| PathBuf::from(path))
-    });
-    paths.last()
+    })
 }
 
 fn has_feature(name: &str) -> Result<bool> {
     let path = root().join("crates/mm-cli/Cargo.toml");
     let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
     let manifest: toml::Table = toml::from_str(&text).with_context(|| format!("in {}", path.display()))?;
-    Ok(manifest
-        .get("features")
-        .and_then(|features| features.get(name))
-        .is_some())
-}
-
-/// The call of `mm` for a run; its output goes to the run's log.
-pub(crate) fn command(
-    program: &Path,
-    layout: &Layout,
-    runs: &[Run],
-    run: &Run,
-    threads: usize,
-) -> Result<Command> {
-    let mut command = Command::new(program);
-    if run.is_ensemble() {
-        command
-            .arg("ensemble")
-            .args(run.members.iter().map(|&member| layout.folder(&runs[member])));
-    } else {
-        command
-            .arg("train")
-            .arg(layout.config(run))
-            .args(["--resume", "--quiet"]);
-    }
-    command.arg("--out").arg(layout.folder(run));
-    let log = std::fs::File::create(layout.log(run))?;
-    command.env("RAYON_NUM_THREADS", threads.to_string());
-    command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-    Ok(command)
+    Ok(manifest.get("features").and_then(|features| features.get(name)).is_some())
 }
 
 #[cfg(test)]

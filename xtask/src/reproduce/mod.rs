@@ -7,6 +7,7 @@ mod methods;
 mod mm;
 mod plan;
 mod pool;
+mod present;
 mod progress;
 mod record;
 mod report;
@@ -18,7 +19,7 @@ use crate::files::write_atomic;
 use crate::workspace::{quoted, root};
 use anyhow::{Context, Result, bail};
 use experiment::Experiment;
-use mm::Layout;
+use mm::{Layout, Program};
 use plan::{Run, Selection};
 use pool::{Event, Interrupt};
 use progress::Progress;
@@ -46,12 +47,7 @@ pub(crate) struct Args {
     pub(crate) data: Option<PathBuf>,
     /// Methods to run: unimodal, ensemble, joint, multi-loss, mlb, ogm, ogm-ge, opm, opm+ogm, lfm-heuristic,
     /// lfm-learned, multimodal-loss, sum-ce
-    #[arg(
-        long,
-        value_name = "NAME[,NAME]",
-        value_delimiter = ',',
-        default_value = "all"
-    )]
+    #[arg(long, value_name = "NAME[,NAME]", value_delimiter = ',', default_value = "all")]
     pub(crate) method: Vec<String>,
     /// Fusions to run: late-linear, concat, sum, mid-mlp, film, gated, transformer [default: the experiment's]
     #[arg(long, value_name = "NAME[,NAME]", value_delimiter = ',')]
@@ -62,7 +58,7 @@ pub(crate) struct Args {
     /// Which folds, by name, or the first so many [default: all]
     #[arg(long, value_name = "LIST|N")]
     pub(crate) folds: Option<String>,
-    /// Where to write [default: reproduce/<EXPERIMENT> in the workspace]
+    /// Where to write [default: reproduce/EXPERIMENT in the workspace]
     #[arg(long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,
     /// Runs side by side; the cores are shared out among them [default: number of cores]
@@ -106,10 +102,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         found => found?,
     };
     let runs = plan::plan(&experiment, &selection, &data)?;
-    let out = args
-        .out
-        .clone()
-        .unwrap_or_else(|| root().join("reproduce").join(&experiment.name));
+    let out = args.out.clone().unwrap_or_else(|| root().join("reproduce").join(&experiment.name));
     let layout = Layout::new(std::path::absolute(out)?);
     if args.dry_run {
         list(&layout, &runs);
@@ -123,10 +116,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let Some(outcomes) = execute(&layout, &runs, &jobs, args.device.as_deref(), &interrupt)? else {
         let done = runs.iter().filter(|run| is_done(&layout, run)).count();
         eprintln!("interrupted: {done} of {} runs are done and kept", runs.len());
-        eprintln!(
-            "to go on: the same command{}",
-            if args.fresh { " without --fresh" } else { "" }
-        );
+        eprintln!("to go on: the same command{}", if args.fresh { " without --fresh" } else { "" });
         return Ok(ExitCode::from(130));
     };
 
@@ -139,10 +129,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     };
     let report = Report::new(sources, typed_command(), began.elapsed())?;
     let document = report.document();
-    write_atomic(
-        &layout.out().join("results.json"),
-        &(serde_json::to_string_pretty(&report)? + "\n"),
-    )?;
+    write_atomic(&layout.out().join("results.json"), &(serde_json::to_string_pretty(&report)? + "\n"))?;
     write_atomic(&layout.out().join("table.md"), &document::markdown(&document))?;
     print!("{}", document::text(&document));
     if report.failures.is_empty() {
@@ -168,10 +155,7 @@ impl Jobs {
     fn new(asked: Option<u64>) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let width = asked.map_or(cores, |jobs| jobs as usize);
-        Self {
-            width,
-            threads: (cores / width).max(1),
-        }
+        Self { width, threads: (cores / width).max(1) }
     }
 }
 
@@ -188,11 +172,8 @@ fn data_folder(experiment: &Experiment, asked: Option<&Path>) -> Result<String> 
             Some(folder) => format!("there is no {} in {}", missing.display(), folder.display()),
             None => "say with --data DIR in which folder they lie".to_owned(),
         };
-        let files: Vec<String> = requires
-            .files
-            .iter()
-            .map(|file| format!("  DIR/{}", file.display()))
-            .collect();
+        let files: Vec<String> =
+            requires.files.iter().map(|file| format!("  DIR/{}", file.display())).collect();
         return Err(usage(format!(
             "the experiment {} needs data: {place}\n\nExpected:\n{}\n{}\n\nWhere to get them:\n{}",
             experiment.name,
@@ -201,21 +182,13 @@ fn data_folder(experiment: &Experiment, asked: Option<&Path>) -> Result<String> 
             indented(&requires.source)
         )));
     }
-    let folder = folder
-        .canonicalize()
-        .with_context(|| format!("cannot open {}", folder.display()))?;
-    let text = folder
-        .to_str()
-        .with_context(|| format!("{} is not UTF-8; rename it", folder.display()))?;
+    let folder = folder.canonicalize().with_context(|| format!("cannot open {}", folder.display()))?;
+    let text = folder.to_str().with_context(|| format!("{} is not UTF-8; rename it", folder.display()))?;
     Ok(text.to_owned())
 }
 
 fn indented(text: &str) -> String {
-    text.trim()
-        .lines()
-        .map(|line| format!("  {line}"))
-        .collect::<Vec<_>>()
-        .join("\n")
+    text.trim().lines().map(|line| format!("  {line}")).collect::<Vec<_>>().join("\n")
 }
 
 /// Keeps a second call out of the same folder; let go when this one ends, however it ends.
@@ -226,10 +199,7 @@ fn lock(out: &Path) -> Result<File> {
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => {
-            bail!(
-                "another `reproduce` writes to {}; wait for it or choose another --out",
-                out.display()
-            )
+            bail!("another `reproduce` writes to {}; wait for it or choose another --out", out.display())
         }
         Err(TryLockError::Error(error)) => {
             Err(error).with_context(|| format!("cannot lock {}", path.display()))
@@ -277,7 +247,7 @@ fn execute(
     if open.is_empty() {
         eprintln!("all {} runs are done", runs.len());
     } else {
-        let program = mm::program(device)?;
+        let program = Program::find(device, jobs.threads)?;
         eprintln!(
             "{} of {} runs to do, {} at a time with {} thread{} each",
             open.len(),
@@ -292,16 +262,12 @@ fn execute(
         for phase in [training, ensembles] {
             let mut ready = Vec::new();
             for job in phase {
-                match runs[job]
-                    .members
-                    .iter()
-                    .find(|&&member| failures[member].is_some())
-                {
+                match runs[job].members.iter().find(|&&member| failures[member].is_some()) {
                     None => ready.push(job),
                     Some(&member) => failures[job] = Some(format!("{} failed", runs[member].label())),
                 }
             }
-            let start = |job: usize| mm::command(&program, layout, runs, &runs[job], jobs.threads);
+            let start = |job: usize| program.command(layout, runs, &runs[job]);
             let finished = pool::run(&ready, jobs.width, interrupt, start, |event| match event {
                 Event::Working(running) => {
                     let label = running.first().map_or(String::new(), |&job| runs[job].label());
@@ -343,12 +309,7 @@ fn failure(layout: &Layout, run: &Run, status: Result<ExitStatus>) -> Option<Str
     let log = String::from_utf8_lossy(&log);
     let lines: Vec<&str> = log.lines().filter(|line| !line.trim().is_empty()).collect();
     let tail = &lines[lines.len().saturating_sub(TAIL)..];
-    Some(
-        std::iter::once(problem.as_str())
-            .chain(tail.iter().copied())
-            .collect::<Vec<_>>()
-            .join("\n"),
-    )
+    Some(std::iter::once(problem.as_str()).chain(tail.iter().copied()).collect::<Vec<_>>().join("\n"))
 }
 
 fn list(layout: &Layout, runs: &[Run]) {
@@ -362,12 +323,6 @@ fn list(layout: &Layout, runs: &[Run]) {
 
 /// The command line as it was typed.
 fn typed_command() -> String {
-    let words = std::env::args_os()
-        .skip(1)
-        .map(|word| quoted(&word.to_string_lossy()));
-    ["cargo".to_owned(), "xtask".to_owned()]
-        .into_iter()
-        .chain(words)
-        .collect::<Vec<_>>()
-        .join(" ")
+    let words = std::env::args_os().skip(1).map(|word| quoted(&word.to_string_lossy()));
+    ["cargo".to_owned(), "xtask".to_owned()].into_iter().chain(words).collect::<Vec<_>>().join(" ")
 }

@@ -2,7 +2,7 @@
 
 use super::Args;
 use super::experiment::{Experiment, Fold};
-use super::methods::{ENSEMBLE, FUSIONS, LINEAR_HEAD, METHODS, UNIMODAL};
+use super::methods::{ENSEMBLE, FUSIONS, LINEAR_HEAD, METHODS, UNIMODAL, WITHOUT_FUSION};
 use super::settings;
 use crate::error::usage;
 use crate::suggest::choose;
@@ -67,16 +67,9 @@ impl Selection {
         if methods.contains(&ENSEMBLE) {
             methods.push(UNIMODAL); // an ensemble is made from them
         }
-        let methods = METHODS
-            .into_iter()
-            .filter(|name| methods.contains(name))
-            .collect();
+        let methods = METHODS.into_iter().filter(|name| methods.contains(name)).collect();
         let mut fusions: Vec<String> = Vec::new();
-        for name in if args.fusion.is_empty() {
-            &experiment.fusions
-        } else {
-            &args.fusion
-        } {
+        for name in if args.fusion.is_empty() { &experiment.fusions } else { &args.fusion } {
             let name = choose("fusion", name, &FUSIONS)?.to_owned();
             if !fusions.contains(&name) {
                 fusions.push(name);
@@ -119,11 +112,8 @@ impl Selection {
 /// ensembles follow their members.
 pub(crate) fn plan(experiment: &Experiment, selection: &Selection, data: &str) -> Result<Vec<Run>> {
     let mut runs: Vec<Run> = Vec::new();
-    let folds: Vec<Option<&Fold>> = if selection.folds.is_empty() {
-        vec![None]
-    } else {
-        selection.folds.iter().map(Some).collect()
-    };
+    let folds: Vec<Option<&Fold>> =
+        if selection.folds.is_empty() { vec![None] } else { selection.folds.iter().map(Some).collect() };
     for fold in folds {
         for &seed in &selection.seeds {
             let first = runs.len();
@@ -133,25 +123,12 @@ pub(crate) fn plan(experiment: &Experiment, selection: &Selection, data: &str) -
                     let unimodal = |run: &Run| run.variant.method == UNIMODAL;
                     let members: Vec<usize> = (first..runs.len()).filter(|&i| unimodal(&runs[i])).collect();
                     let ids: Vec<String> = members.iter().map(|&i| format!("{:?}", runs[i].id)).collect();
-                    (
-                        format!("method = \"ensemble\"\nmembers = [{}]\n", ids.join(", ")),
-                        members,
-                    )
+                    (format!("method = \"ensemble\"\nmembers = [{}]\n", ids.join(", ")), members)
                 } else {
-                    (
-                        config(experiment, selection, &variant, fold, seed, data)?,
-                        Vec::new(),
-                    )
+                    (config(experiment, selection, &variant, fold, seed, data)?, Vec::new())
                 };
                 let id = run_id(&variant, fold_name.as_deref(), seed, &config);
-                runs.push(Run {
-                    id,
-                    variant,
-                    seed,
-                    fold: fold_name,
-                    config,
-                    members,
-                });
+                runs.push(Run { id, variant, seed, fold: fold_name, config, members });
             }
         }
     }
@@ -168,11 +145,9 @@ pub(crate) fn variants(experiment: &Experiment, selection: &Selection) -> Vec<Va
                 modality: Some(modality.to_owned()),
                 fusion: None,
             })),
-            ENSEMBLE => rows.push(Variant {
-                method,
-                modality: None,
-                fusion: None,
-            }),
+            _ if method == ENSEMBLE || WITHOUT_FUSION.contains(&method) => {
+                rows.push(Variant { method, modality: None, fusion: None });
+            }
             _ => rows.extend(selection.fusions.iter().map(|fusion| Variant {
                 method,
                 modality: None,
@@ -219,10 +194,7 @@ fn config(
     data: &str,
 ) -> Result<String> {
     let mut config = Table::new();
-    config.insert(
-        "name".to_owned(),
-        Value::String(format!("{}-{}", experiment.name, variant.method)),
-    );
+    config.insert("name".to_owned(), Value::String(format!("{}-{}", experiment.name, variant.method)));
     settings::overlay(&mut config, &experiment.base);
     if let Some(fold) = fold {
         settings::overlay(&mut config, &fold.set);
@@ -263,9 +235,9 @@ fn run_id(variant: &Variant, fold: Option<&str>, seed: u64, config: &str) -> Str
 
 /// FNV-1a: short, and the same everywhere and for ever, unlike the standard library's hasher.
 fn fnv1a(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, &byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    })
+    bytes
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 /// The folds of `--folds`: a number means the first so many, otherwise names.
@@ -291,19 +263,12 @@ fn chosen_folds(experiment: &Experiment, asked: Option<&str>) -> Result<Vec<Fold
     for name in asked.split(',').map(str::trim) {
         wanted.push(choose("fold", name, &names)?);
     }
-    Ok(experiment
-        .folds
-        .iter()
-        .filter(|fold| wanted.contains(&fold.name.as_str()))
-        .cloned()
-        .collect())
+    Ok(experiment.folds.iter().filter(|fold| wanted.contains(&fold.name.as_str())).cloned().collect())
 }
 
 /// `cpu`, `cuda`, `cuda:N` or `metal`.
 fn checked_device(device: &str) -> Result<String> {
-    let numbered = device
-        .strip_prefix("cuda:")
-        .is_some_and(|n| n.parse::<u16>().is_ok());
+    let numbered = device.strip_prefix("cuda:").is_some_and(|n| n.parse::<u16>().is_ok());
     if !numbered {
         let allowed = ["cpu", "cuda", "metal"];
         choose("device", device, &allowed).map_err(|error| usage(format!("{error}, cuda:N")))?;
@@ -324,9 +289,7 @@ pub(crate) mod tests {
     }
 
     pub(crate) fn args(line: &str) -> Args {
-        Line::try_parse_from(format!("reproduce {line}").split_whitespace())
-            .expect("valid line")
-            .args
+        Line::try_parse_from(format!("reproduce {line}").split_whitespace()).expect("valid line").args
     }
 
     /// The small experiment, planned with these options.
@@ -363,14 +326,8 @@ pub(crate) mod tests {
     fn options_narrow_and_widen() {
         assert_eq!(small("--method mlb,joint --seeds 3 --folds 1").2.len(), 2 * 3);
         assert_eq!(small("--method ensemble --folds fold2").2.len(), 3 * 2);
-        assert_eq!(
-            small("--method unimodal,mlb --fusion film,gated").2.len(),
-            (2 + 2) * 4
-        );
-        assert_eq!(
-            small("--method mlb --folds fold2 --seeds 1").2[0].fold.as_deref(),
-            Some("fold2")
-        );
+        assert_eq!(small("--method unimodal,mlb --fusion film,gated").2.len(), (2 + 2) * 4);
+        assert_eq!(small("--method mlb --folds fold2 --seeds 1").2[0].fold.as_deref(), Some("fold2"));
     }
 
     #[test]
@@ -405,11 +362,7 @@ pub(crate) mod tests {
     #[test]
     fn unknown_names_are_refused_with_a_guess() {
         let experiment = Experiment::parse("small", SMALL).expect("valid");
-        let says = |line: &str| {
-            Selection::new(&experiment, &args(line))
-                .expect_err(line)
-                .to_string()
-        };
+        let says = |line: &str| Selection::new(&experiment, &args(line)).expect_err(line).to_string();
         assert!(says("--method mlbb").contains("did you mean `mlb`?"));
         assert!(says("--method mlbb").ends_with("sum-ce, all"));
         assert!(says("--fusion flim").contains("did you mean `film`?"));

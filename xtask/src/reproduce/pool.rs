@@ -128,15 +128,12 @@ mod tests {
             2,
             &quiet(),
             |job| {
-                if job == 7 {
-                    anyhow::bail!("no such job")
-                } else {
-                    Ok(shell(&format!("exit {job}")))
-                }
+                anyhow::ensure!(job != 7, "no such job");
+                Ok(shell(&format!("exit {job}")))
             },
             |event| match event {
                 Event::Ended(job, status, _) => {
-                    ends.push((job, status.ok().and_then(|status| status.code())))
+                    ends.push((job, status.ok().and_then(|status| status.code())));
                 }
                 Event::Working(jobs) => most = most.max(jobs.len()),
             },

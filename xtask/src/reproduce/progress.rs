@@ -18,14 +18,7 @@ impl Progress {
     /// For so many runs.
     pub(crate) fn new(total: usize) -> Self {
         let terminal = std::io::stderr().is_terminal();
-        Self {
-            total,
-            done: 0,
-            failed: 0,
-            since: Instant::now(),
-            shown: None,
-            terminal,
-        }
+        Self { total, done: 0, failed: 0, since: Instant::now(), shown: None, terminal }
     }
 
     /// A run has ended.
@@ -46,9 +39,7 @@ impl Progress {
 
     /// Redraws the line, at most ten times a second.
     pub(crate) fn working(&mut self, running: usize, label: &str) {
-        let soon = self
-            .shown
-            .is_some_and(|shown| shown.elapsed() < Duration::from_millis(100));
+        let soon = self.shown.is_some_and(|shown| shown.elapsed() < Duration::from_millis(100));
         if self.terminal && !soon {
             self.shown = Some(Instant::now());
             let line = self.line(running, label, self.since.elapsed());
@@ -65,19 +56,15 @@ impl Progress {
     }
 
     fn line(&self, running: usize, label: &str, elapsed: Duration) -> String {
-        let mut line = format!(
-            "[{}/{}] {running} running, {}",
-            self.done,
-            self.total,
-            clock(elapsed)
-        );
+        let mut parts = vec![format!("[{}/{}] {running} running", self.done, self.total), clock(elapsed)];
         if self.done >= 3 {
             let left = elapsed.mul_f64((self.total - self.done) as f64 / self.done as f64);
-            line += &format!(", about {} left", clock(left));
+            parts.push(format!("about {} left", clock(left)));
         }
         if self.failed > 0 {
-            line += &format!(", {} FAILED", self.failed);
+            parts.push(format!("{} FAILED", self.failed));
         }
+        let line = parts.join(", ");
         let line = format!("{line} | {label}");
         line.chars().take(100).collect()
     }
@@ -87,11 +74,7 @@ impl Progress {
 pub(crate) fn clock(time: Duration) -> String {
     let seconds = time.as_secs();
     let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
-    if hours > 0 {
-        format!("{hours}:{minutes:02}:{seconds:02}")
-    } else {
-        format!("{minutes}:{seconds:02}")
-    }
+    if hours > 0 { format!("{hours}:{minutes:02}:{seconds:02}") } else { format!("{minutes}:{seconds:02}") }
 }
 
 #[cfg(test)]

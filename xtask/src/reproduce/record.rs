@@ -1,8 +1,8 @@
 //! What a run leaves behind: `result.json` and `predictions.json`.
 
 use anyhow::{Context, Result, bail};
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -23,22 +23,29 @@ pub(crate) struct Record {
     /// What it was trained and tested on.
     pub(crate) dataset: DatasetRecord,
     /// Metrics on the validation part.
-    #[serde(default)]
-    pub(crate) val: BTreeMap<String, Option<f64>>,
+    #[serde(default, deserialize_with = "numbers")]
+    pub(crate) val: BTreeMap<String, f64>,
     /// Metrics on the test part.
-    pub(crate) test: BTreeMap<String, Option<f64>>,
+    #[serde(deserialize_with = "numbers")]
+    pub(crate) test: BTreeMap<String, f64>,
     /// Accuracies per modality: `head`, `split`, `probe`, `masked`.
     #[serde(default)]
     pub(crate) unimodal: BTreeMap<String, BTreeMap<String, Option<f64>>>,
     /// Distance of the modalities' centroids per pair.
-    #[serde(default)]
-    pub(crate) modality_gap: Option<BTreeMap<String, Option<f64>>>,
+    #[serde(default, deserialize_with = "numbers")]
+    pub(crate) modality_gap: BTreeMap<String, f64>,
     /// Contribution per modality.
-    #[serde(default)]
-    pub(crate) shapley: Option<BTreeMap<String, Option<f64>>>,
+    #[serde(default, deserialize_with = "numbers")]
+    pub(crate) shapley: BTreeMap<String, f64>,
     /// Time: `train`, `total`.
+    #[serde(default, deserialize_with = "numbers")]
+    pub(crate) seconds: BTreeMap<String, f64>,
+    /// Whether the test part selected the model.
     #[serde(default)]
-    pub(crate) seconds: BTreeMap<String, Option<f64>>,
+    pub(crate) selected_on_test: bool,
+    /// What to know before trusting the numbers.
+    #[serde(default)]
+    pub(crate) warnings: Vec<String>,
     /// Where it ran.
     #[serde(default)]
     pub(crate) device: Option<String>,
@@ -86,10 +93,7 @@ impl Record {
     pub(crate) fn read(folder: &Path) -> Result<Self> {
         let record: Self = read(&folder.join("result.json"))?;
         if record.format != FORMAT {
-            bail!(
-                "result.json has format {}, this tool reads {FORMAT}",
-                record.format
-            );
+            bail!("result.json has format {}, this tool reads {FORMAT}", record.format);
         }
         if record.test_metric("accuracy").is_none() {
             bail!("result.json has no test accuracy");
@@ -99,7 +103,7 @@ impl Record {
 
     /// A metric on the test part.
     pub(crate) fn test_metric(&self, name: &str) -> Option<f64> {
-        self.test.get(name).copied().flatten()
+        self.test.get(name).copied()
     }
 }
 
@@ -112,6 +116,16 @@ impl Predictions {
         }
         Ok(read)
     }
+}
+
+/// The numbers of a map by name; `null`, as map or as value, and what is no number are left out.
+fn numbers<'de, D: Deserializer<'de>>(input: D) -> std::result::Result<BTreeMap<String, f64>, D::Error> {
+    let map: Option<BTreeMap<String, Value>> = Option::deserialize(input)?;
+    Ok(map
+        .unwrap_or_default()
+        .into_iter()
+        .filter_map(|(name, value)| Some((name, value.as_f64()?)))
+        .collect())
 }
 
 fn read<T: DeserializeOwned>(path: &Path) -> Result<T> {
@@ -129,7 +143,7 @@ pub(crate) mod tests {
             r#"{{"format":1,"name":"x","method":"m","encoder":"mlp","seed":0,"protocol":"validation-select",
             "dataset":{{"name":"small","hash":"abc","classes":2,"train":20,"val":10,"test":10}},
             "val":{{"accuracy":{accuracy}}},
-            "test":{{"accuracy":{accuracy},"macro_f1":{accuracy},"ece":0.05,"mcc":null}},
+            "test":{{"accuracy":{accuracy},"macro_f1":{accuracy},"ece":0.05,"mcc":null,"confusion":[[1]]}},
             "unimodal":{{"a":{{"head":null,"probe":{probe_a}}},"b":{{"probe":{probe_b}}}}},
             "seconds":{{"train":2.0,"total":2.5}},"device":"cpu","candle":"0.11.1","commit":"c0ffee"}}"#
         );
@@ -147,7 +161,7 @@ pub(crate) mod tests {
             }
         };
         assert_eq!(
-            says(r#"{"format":1,"dataset":{},"test":{"accuracy":0.5},"new":1}"#),
+            says(r#"{"format":1,"dataset":{},"val":null,"test":{"accuracy":0.5},"shapley":null,"new":1}"#),
             "Some(0.5)"
         );
         assert!(says(r#"{"format":1,"dataset":{},"test":{"accuracy":null}}"#).contains("no test accuracy"));
@@ -160,9 +174,7 @@ pub(crate) mod tests {
         let folder = tempfile::tempdir().expect("temporary folder");
         let path = folder.path().join("predictions.json");
         std::fs::write(&path, r#"{"ids":["x",3],"labels":[0,1],"predicted":[1]}"#).expect("writable");
-        let error = Predictions::read(folder.path())
-            .expect_err("one prediction is missing")
-            .to_string();
+        let error = Predictions::read(folder.path()).expect_err("one prediction is missing").to_string();
         assert!(error.contains("different lengths"), "{error}");
         assert!(Predictions::read(&folder.path().join("none")).is_err());
     }

@@ -1,15 +1,12 @@
-//! Everything that a reproduction found: `results.json` is this structure, the tables are made from it.
+//! Everything that a reproduction found: `results.json` is this structure, and what is printed is made from it.
 
 use super::agreement::{self, Table};
-use super::document::{Block, Grid};
 use super::experiment::{Experiment, Reference};
-use super::methods::{ENSEMBLE, UNIMODAL};
 use super::mm::Layout;
 use super::plan::{Run, Selection, variants};
-use super::progress::clock;
 use super::record::Record;
 use super::settings;
-use super::summary::{self, CONFIDENCE, Difference, Outcome, Row, STD, Stat};
+use super::summary::{self, CONFIDENCE, Outcome, Row, STD};
 use anyhow::Result;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -126,13 +123,7 @@ pub(crate) struct Sources<'a> {
 impl Report {
     /// Draws up the report.
     pub(crate) fn new(sources: Sources<'_>, command: String, wall: Duration) -> Result<Self> {
-        let Sources {
-            experiment,
-            selection,
-            runs,
-            outcomes,
-            layout,
-        } = sources;
+        let Sources { experiment, selection, runs, outcomes, layout } = sources;
         let rows = summary::rows(&variants(experiment, selection), runs, outcomes, Layout::relative)?;
         let records: Vec<&Record> = outcomes.iter().flatten().collect();
         let distinct = |value: fn(&Record) -> Option<&String>| {
@@ -146,31 +137,21 @@ impl Report {
         let commit = distinct(|record| record.commit.as_ref());
         let candle = distinct(|record| record.candle.as_ref());
         let device = distinct(|record| record.device.as_ref());
-        for (what, values) in [
-            ("commits", &commit),
-            ("candle versions", &candle),
-            ("devices", &device),
-        ] {
+        for (what, values) in [("commits", &commit), ("candle versions", &candle), ("devices", &device)] {
             if let OneOrMany::Many(values) = values {
                 let values = values.join(", ");
-                warnings.push(format!(
-                    "the runs are of different {what} ({values}): --fresh makes them alike"
-                ));
+                warnings
+                    .push(format!("the runs are of different {what} ({values}): --fresh makes them alike"));
             }
         }
         warnings.extend(different_data(runs, outcomes));
+        warnings.extend(of_runs(&records));
         let failures = runs.iter().zip(outcomes).filter_map(|(run, outcome)| {
             let reason = outcome.as_ref().err()?.clone();
-            Some(Failure {
-                run: Layout::relative(run),
-                label: run.label(),
-                reason,
-            })
+            Some(Failure { run: Layout::relative(run), label: run.label(), reason })
         });
-        let method_settings = experiment
-            .methods
-            .iter()
-            .filter(|(name, _)| selection.methods.contains(&name.as_str()));
+        let method_settings =
+            experiment.methods.iter().filter(|(name, _)| selection.methods.contains(&name.as_str()));
         Ok(Self {
             format: 1,
             experiment: experiment.name.clone(),
@@ -213,213 +194,6 @@ impl Report {
             failures: failures.collect(),
         })
     }
-
-    /// The report as a document: the table first, then what one needs to judge it.
-    pub(crate) fn document(&self) -> Vec<Block> {
-        let mut blocks = vec![
-            Block::Title(self.title.clone()),
-            Block::Text(format!("Data: {}", self.note)),
-            Block::Grid(self.table()),
-            Block::List(self.notes()),
-        ];
-        for table in &self.agreement {
-            blocks.push(Block::Heading(format!(
-                "Agreement of {} with the models trained alone, percent of {} test rows",
-                table.method, table.samples
-            )));
-            blocks.push(Block::Grid(agreement_grid(table)));
-        }
-        if !self.reference.is_empty() {
-            blocks.push(Block::Heading("Numbers from elsewhere".to_owned()));
-            blocks.push(Block::Grid(Grid {
-                head: ["what", "value", "source"].map(str::to_owned).to_vec(),
-                rows: self
-                    .reference
-                    .iter()
-                    .map(|r| vec![r.label.clone(), r.value.clone(), r.source.trim().to_owned()])
-                    .collect(),
-                left: vec![2],
-            }));
-        }
-        blocks.push(Block::Heading("How it was made".to_owned()));
-        blocks.push(Block::List(self.provenance()));
-        blocks
-    }
-
-    /// The main table.
-    fn table(&self) -> Grid {
-        let fusions = self.several_fusions();
-        let mut head = vec!["method".to_owned()];
-        head.extend(fusions.then(|| "fusion".to_owned()));
-        head.extend(["accuracy", "macro F1", "ECE", "vs joint [95 %]"].map(str::to_owned));
-        head.extend(self.modalities.iter().map(|name| format!("{name} probe")));
-        head.push("s/run".to_owned());
-        let rows = self.rows.iter().map(|row| {
-            let failed = row.failed == row.runs.len();
-            let shown =
-                |cell: Option<String>| cell.unwrap_or_else(|| if failed { "failed" } else { "-" }.to_owned());
-            let mut label = row.variant().label();
-            if row.failed > 0 && !failed {
-                label += &format!(" ({} of {} failed)", row.failed, row.runs.len());
-            }
-            let mut cells = vec![label];
-            cells.extend(fusions.then(|| row.fusion.clone().unwrap_or_else(|| "-".to_owned())));
-            cells.extend([row.accuracy, row.macro_f1, row.ece].map(|stat| shown(stat.map(percent))));
-            cells.push(row.difference_from_joint.map_or_else(|| "-  ".to_owned(), points));
-            cells.extend(self.modalities.iter().map(|name| probe(row, name)));
-            let seconds = row.seconds.get("total").map(|stat| format!("{:.1}", stat.mean));
-            cells.push(seconds.unwrap_or_else(|| "-".to_owned()));
-            cells
-        });
-        let rows = rows.collect();
-        Grid {
-            head,
-            rows,
-            left: if fusions { vec![1] } else { vec![] },
-        }
-    }
-
-    fn several_fusions(&self) -> bool {
-        let fusions: Vec<&String> = self.rows.iter().filter_map(|row| row.fusion.as_ref()).collect();
-        fusions.windows(2).any(|pair| pair[0] != pair[1])
-    }
-
-    /// How to read the table.
-    fn notes(&self) -> Vec<String> {
-        let mut notes = vec![format!(
-            "Percent of the test part; ± is the {} over {}.",
-            self.std,
-            self.repetitions()
-        )];
-        if self.rows.iter().any(|row| row.difference_from_joint.is_some()) {
-            notes.push(format!(
-                "vs joint: difference in accuracy from joint training in points, paired by seed{}, with Student's 95 % \
-                 interval: ▲ lies above zero, ▼ below. Not corrected for comparing several methods.",
-                if self.folds.is_empty() { "" } else { " and fold" }
-            ));
-            notes.push(self.interval_note.clone());
-        } else {
-            notes.push(
-                "No difference from joint training: `--method` leaves it out, or it failed.".to_owned(),
-            );
-        }
-        notes.push(
-            "Probe: accuracy of a linear classifier on that modality's encoder, inside the model; in brackets its \
-             distance from the same probe on the encoder trained alone (rows `unimodal`)."
-                .to_owned(),
-        );
-        if self.several_fusions() && self.rows.iter().any(|row| row.fusion.is_none()) {
-            let first = self
-                .rows
-                .iter()
-                .find_map(|row| row.fusion.clone())
-                .unwrap_or_default();
-            notes.push(format!(
-                "Rows without a fusion are compared with joint training under {first}."
-            ));
-        }
-        notes.extend(
-            self.not_alone
-                .iter()
-                .map(|(name, reason)| format!("{name} is not trained alone: {reason}")),
-        );
-        if self.rows.iter().any(|row| row.method == ENSEMBLE) {
-            notes.push(
-                "The time of `ensemble` is that of averaging; its members are the rows `unimodal`."
-                    .to_owned(),
-            );
-        }
-        if let Some(best) = agreement::best(&self.rows) {
-            notes.push(format!(
-                "Best method by validation accuracy: {}.",
-                best.variant().label()
-            ));
-        }
-        notes.extend(self.warnings.iter().map(|warning| format!("WARNING: {warning}.")));
-        notes.extend(self.failures.iter().map(|failure| {
-            format!(
-                "FAILED: {}: {}",
-                failure.label,
-                failure.reason.lines().last().unwrap_or_default()
-            )
-        }));
-        notes
-    }
-
-    fn repetitions(&self) -> String {
-        let seeds = format!(
-            "{} seed{}",
-            self.seeds.len(),
-            if self.seeds.len() == 1 { "" } else { "s" }
-        );
-        match self.folds.len() {
-            0 => seeds,
-            1 => format!("{seeds} on one fold"),
-            folds => format!("{seeds} × {folds} folds"),
-        }
-    }
-
-    /// Where the numbers come from.
-    fn provenance(&self) -> Vec<String> {
-        let list = |values: Vec<String>| {
-            if values.is_empty() {
-                "unknown".to_owned()
-            } else {
-                values.join(", ")
-            }
-        };
-        let mut lines = vec![format!(
-            "protocol: {} ({})",
-            self.protocol,
-            list(self.protocol_of_runs.clone())
-        )];
-        let seeds: Vec<String> = self.seeds.iter().map(u64::to_string).collect();
-        let folds = if self.folds.is_empty() {
-            "none".to_owned()
-        } else {
-            self.folds.join(", ")
-        };
-        lines.push(format!("seeds: {}; folds: {folds}", seeds.join(", ")));
-        if let Some(data) = &self.dataset {
-            let count = |n: Option<u64>| n.map_or("?".to_owned(), |n| n.to_string());
-            let hashes: Vec<String> = self
-                .dataset_hash
-                .values()
-                .iter()
-                .map(|hash| short(hash))
-                .collect();
-            lines.push(format!(
-                "data: {}, {} rows to train on, {} to select by, {} to test on (first run); hash {}",
-                data.name.as_deref().unwrap_or("unnamed"),
-                count(data.train),
-                count(data.val),
-                count(data.test),
-                list(hashes)
-            ));
-        }
-        lines.push(format!("every run: {}", self.settings.join(", ")));
-        let of_methods = self.method_settings.iter().filter(|(_, lines)| !lines.is_empty());
-        lines.extend(of_methods.map(|(name, lines)| format!("{name}: {}", lines.join(", "))));
-        lines.push(format!(
-            "commit {}, candle {}, device {}",
-            list(self.commit.values()),
-            list(self.candle.values()),
-            list(self.device.values())
-        ));
-        let all: f64 = self
-            .rows
-            .iter()
-            .filter_map(|row| row.seconds.get("total"))
-            .map(|s| s.mean * s.n as f64)
-            .sum();
-        lines.push(format!(
-            "time: this call {}, all runs one after another {}",
-            clock(Duration::from_secs_f64(self.wall_seconds)),
-            clock(Duration::from_secs_f64(all.max(0.0)))
-        ));
-        lines.push(format!("command: `{}`", self.command));
-        lines
-    }
 }
 
 impl OneOrMany {
@@ -430,11 +204,7 @@ impl OneOrMany {
                 distinct.push(value.clone());
             }
         }
-        if distinct.len() > 1 {
-            Self::Many(distinct)
-        } else {
-            Self::One(distinct.pop())
-        }
+        if distinct.len() > 1 { Self::Many(distinct) } else { Self::One(distinct.pop()) }
     }
 
     /// The values there are.
@@ -457,6 +227,19 @@ fn different_data(runs: &[Run], outcomes: &[Outcome]) -> Option<String> {
     differs.then(|| "runs of one seed had different data: --fresh makes them alike".to_owned())
 }
 
+/// What the runs warn of, each text once with the number of runs that say it.
+fn of_runs(records: &[&Record]) -> Vec<String> {
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    for record in records {
+        let test =
+            record.selected_on_test.then_some("the TEST part selected the model: the figures are too high");
+        for text in record.warnings.iter().map(String::as_str).chain(test) {
+            *counts.entry(text.trim_end_matches('.')).or_default() += 1;
+        }
+    }
+    counts.into_iter().map(|(text, count)| format!("{text} ({count} of {} runs)", records.len())).collect()
+}
+
 fn agreements(
     rows: &[Row],
     sources: Sources<'_>,
@@ -467,87 +250,7 @@ fn agreements(
     };
     let mut tables = Vec::new();
     for variant in agreement::shown(rows) {
-        tables.extend(agreement::table(
-            &variant,
-            &modalities,
-            sources.runs,
-            sources.outcomes,
-            &folder,
-        )?);
+        tables.extend(agreement::table(&variant, &modalities, sources.runs, sources.outcomes, &folder)?);
     }
     Ok(tables)
-}
-
-fn agreement_grid(table: &Table) -> Grid {
-    let number = |share: f64| format!("{:.2}", 100.0 * share);
-    let cells = table.rows.iter().map(|row| {
-        let accuracy = row.accuracy.map_or("-".to_owned(), number);
-        vec![
-            row.unimodal.clone(),
-            number(row.right),
-            number(row.wrong),
-            accuracy,
-        ]
-    });
-    Grid {
-        head: ["trained alone", "fused right", "fused wrong", "accuracy inside"]
-            .map(str::to_owned)
-            .to_vec(),
-        rows: cells.collect(),
-        left: vec![],
-    }
-}
-
-/// A rate in percent with its deviation.
-fn percent(stat: Stat) -> String {
-    let std = stat
-        .std
-        .map_or(String::new(), |std| format!("±{:.2}", 100.0 * std));
-    format!("{:.2}{std}", 100.0 * stat.mean)
-}
-
-/// A difference in percentage points with its interval and mark.
-fn points(difference: Difference) -> String {
-    let mark = match difference.side() {
-        1 => "▲",
-        -1 => "▼",
-        _ => " ",
-    };
-    let interval = match (difference.low, difference.high) {
-        (Some(low), Some(high)) => format!("[{}, {}]", signed(low), signed(high)),
-        _ => "[one pair]".to_owned(),
-    };
-    format!("{} {interval} {mark}", signed(difference.mean))
-}
-
-/// Percentage points with a sign; what rounds to zero has no minus.
-fn signed(rate: f64) -> String {
-    let text = format!("{:+.2}", 100.0 * rate);
-    if text == "-0.00" { "+0.00".to_owned() } else { text }
-}
-
-/// The probe of a modality inside a row, and its distance from the encoder trained alone.
-fn probe(row: &Row, modality: &str) -> String {
-    if row.method == UNIMODAL && row.modality.as_deref() != Some(modality) {
-        return "-".to_owned();
-    }
-    let Some(inside) = row.unimodal.get(modality).and_then(|ways| ways["probe"]) else {
-        return "-".to_owned();
-    };
-    let alone = row.unimodal_separate.get(modality).and_then(|ways| ways["probe"]);
-    match alone {
-        Some(alone) if row.method != UNIMODAL => {
-            format!(
-                "{:.2} ({})",
-                100.0 * inside.mean,
-                signed(inside.mean - alone.mean)
-            )
-        }
-        _ => format!("{:.2}", 100.0 * inside.mean),
-    }
-}
-
-/// Enough of a hash to tell two apart.
-fn short(hash: &str) -> String {
-    hash.chars().take(12).collect()
 }

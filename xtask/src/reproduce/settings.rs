@@ -9,7 +9,7 @@ pub(crate) fn overlay(base: &mut Table, over: &Table) {
     for (key, value) in over {
         match (base.get_mut(key), value) {
             (Some(Value::Table(under)), Value::Table(over)) if !changes_kind(under, over) => {
-                overlay(under, over)
+                overlay(under, over);
             }
             _ => {
                 base.insert(key.clone(), value.clone());
@@ -19,8 +19,7 @@ pub(crate) fn overlay(base: &mut Table, over: &Table) {
 }
 
 fn changes_kind(under: &Table, over: &Table) -> bool {
-    over.get("kind")
-        .is_some_and(|kind| under.get("kind") != Some(kind))
+    over.get("kind").is_some_and(|kind| under.get("kind") != Some(kind))
 }
 
 /// The value at a dotted key.
@@ -57,13 +56,8 @@ pub(crate) fn parse(assignment: &str) -> Result<(String, Value)> {
         bail!("`--set {assignment}`: `{key}` is not a dotted key such as optim.lr");
     }
     let parsed: Option<Table> = toml::from_str(&format!("value = {text}")).ok();
-    let value = parsed
-        .filter(|table| table.len() == 1)
-        .and_then(|mut table| table.remove("value"));
-    Ok((
-        key.to_owned(),
-        value.unwrap_or_else(|| Value::String(text.trim().to_owned())),
-    ))
+    let value = parsed.filter(|table| table.len() == 1).and_then(|mut table| table.remove("value"));
+    Ok((key.to_owned(), value.unwrap_or_else(|| Value::String(text.trim().to_owned()))))
 }
 
 /// Replaces `{data}` in every text.
@@ -80,11 +74,7 @@ pub(crate) fn fill_in(value: &mut Value, data: &str) {
 pub(crate) fn dotted(table: &Table) -> Vec<String> {
     fn walk(prefix: &str, table: &Table, lines: &mut Vec<String>) {
         for (key, value) in table {
-            let key = if prefix.is_empty() {
-                key.clone()
-            } else {
-                format!("{prefix}.{key}")
-            };
+            let key = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
             match value {
                 Value::Table(inner) => walk(&key, inner, lines),
                 _ => lines.push(format!("{key} = {value}")),
@@ -123,14 +113,8 @@ mod tests {
     fn assignments_are_toml_or_text() {
         let read = |text| parse(text).expect("valid");
         assert_eq!(read("optim.lr=0.1"), ("optim.lr".to_owned(), Value::Float(0.1)));
-        assert_eq!(
-            read("name=a b"),
-            ("name".to_owned(), Value::String("a b".to_owned()))
-        );
-        assert_eq!(
-            read("x=[1, 2]").1,
-            Value::Array(vec![Value::Integer(1), Value::Integer(2)])
-        );
+        assert_eq!(read("name=a b"), ("name".to_owned(), Value::String("a b".to_owned())));
+        assert_eq!(read("x=[1, 2]").1, Value::Array(vec![Value::Integer(1), Value::Integer(2)]));
         assert_eq!(read("x=1\ny=2").1, Value::String("1\ny=2".to_owned()));
         assert!(parse("optim.lr").is_err() && parse("a..b=1").is_err() && parse("=1").is_err());
     }
@@ -148,9 +132,6 @@ mod tests {
     fn fills_in_the_data_folder() {
         let mut value = Value::Table(table("a.path = '{data}/x'\nb = ['{data}', 'y']"));
         fill_in(&mut value, "folder");
-        assert_eq!(
-            value,
-            Value::Table(table("a.path = 'folder/x'\nb = ['folder', 'y']"))
-        );
+        assert_eq!(value, Value::Table(table("a.path = 'folder/x'\nb = ['folder', 'y']")));
     }
 }

@@ -108,7 +108,7 @@ impl Fixture {
         let total = self.golden.keys().filter(ours).count();
         assert_eq!(total, read.len() + compared.len(), "{}: a key counts twice", self.name);
         println!(
-            "golden {}: {total} tensors compared ({} results, {} inputs they come from)",
+            "\ngolden {}: {total} tensors compared ({} results, {} inputs they come from)",
             self.name,
             compared.len(),
             read.len()

@@ -1,5 +1,9 @@
 //! Tests of the balancing methods: against other people's numbers, by their properties, and in training steps.
 
+mod configuration;
 mod fixture;
 mod golden;
+mod gradients;
+mod methods;
 mod nets;
+mod properties;

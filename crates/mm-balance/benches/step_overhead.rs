@@ -1,0 +1,241 @@
+//! What balancing costs: whole training steps of each method against those of joint training.
+//!
+//! A step is forward, backward, gradient hooks, telemetry and SGD with momentum, in two sizes: that of the default
+//! experiment (widths, classes and batch size are read from `experiments/synthetic.toml`), and one with encoders twice as
+//! wide. Each method has a model of its own; joint training has no unimodal heads. Steps of the two alternate, and who
+//! goes first alternates too, so that whatever else the machine does hits both. The number is the median of the ratios
+//! of neighbouring steps. `RAYON_NUM_THREADS=1` is how the experiments run where several run at a time.
+//!
+//! ```text
+//! cargo bench -p mm-balance --bench step_overhead [-- [ROUNDS] [METHOD]…]
+//! ```
+
+use candle_core::{DType, Device, Result, Tensor, Var};
+use mm_balance::{Balancer, Joint, MethodConfig, Optimizer, StepCx, TrainStep};
+use mm_core::{Batch, Composite, Encoder, Gradients, Modal, Modalities, ParamStore, StepRng};
+use mm_encoders::{EncoderConfig, MlpConfig};
+use mm_fusion::LateLinearConfig;
+use mm_kernels::optim::{SgdStep, sgd_step};
+use std::time::{Duration, Instant};
+
+const BAR: f64 = 1.05;
+const ROUNDS: usize = 400;
+
+/// The methods, and whether the bar is meant for them.
+const METHODS: [(&str, bool); 6] =
+    [("joint", false), ("mlb", true), ("ogm", true), ("opm", true), ("multi-loss", false), ("ogm-ge", false)];
+
+/// The sizes of an experiment.
+#[derive(Debug, Clone)]
+struct Size {
+    inputs: Vec<usize>,
+    encoder: MlpConfig,
+    classes: usize,
+    rows: usize,
+}
+
+impl Size {
+    /// That of the default experiment.
+    fn default_experiment() -> Result<Self> {
+        #[derive(serde::Deserialize)]
+        struct Experiment {
+            base: Base,
+        }
+        #[derive(serde::Deserialize)]
+        struct Base {
+            data: Data,
+            model: Model,
+            train: Train,
+        }
+        #[derive(serde::Deserialize)]
+        struct Data {
+            classes: usize,
+            sources: Vec<Source>,
+        }
+        #[derive(serde::Deserialize)]
+        struct Source {
+            dim: usize,
+        }
+        #[derive(serde::Deserialize)]
+        struct Model {
+            encoder: EncoderConfig,
+        }
+        #[derive(serde::Deserialize)]
+        struct Train {
+            batch_size: usize,
+        }
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../experiments/synthetic.toml");
+        let base = toml::from_str::<Experiment>(&std::fs::read_to_string(path)?)
+            .map_err(|error| candle_core::Error::Msg(format!("{path}: {error}")))?
+            .base;
+        let EncoderConfig::Mlp(encoder) = base.model.encoder;
+        let inputs = base.data.sources.iter().map(|source| source.dim).collect();
+        Ok(Self { inputs, encoder, classes: base.data.classes, rows: base.train.batch_size })
+    }
+
+    /// With encoders twice as wide.
+    fn doubled(&self) -> Self {
+        let mut encoder = self.encoder.clone();
+        encoder.dim *= 2;
+        encoder.hidden.iter_mut().for_each(|width| *width *= 2);
+        Self { encoder, ..self.clone() }
+    }
+}
+
+impl std::fmt::Display for Size {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { inputs, encoder, classes, rows } = self;
+        write!(f, "inputs {inputs:?}, hidden {:?}, dim {}, B{rows} C{classes}", encoder.hidden, encoder.dim)
+    }
+}
+
+/// SGD with momentum 0.9 and weight decay.
+struct Sgd {
+    buffers: Vec<Var>,
+    steps: usize,
+}
+
+impl Sgd {
+    fn new(params: &ParamStore) -> Result<Self> {
+        let buffers = params.params().iter().map(|p| Var::from_tensor(&p.var().zeros_like()?));
+        Ok(Self { buffers: buffers.collect::<Result<_>>()?, steps: 0 })
+    }
+}
+
+struct Stepper<'a>(&'a ParamStore, &'a mut Sgd);
+
+impl Optimizer for Stepper<'_> {
+    fn step(&mut self, gradients: &mut Gradients) -> Result<Option<f64>> {
+        for (id, buffer) in self.0.ids().zip(&self.1.buffers) {
+            if let Some((gradient, grad_scale)) = gradients.raw(id) {
+                let config = SgdStep {
+                    lr: 1e-3 * gradients.lr_scale(id),
+                    momentum: 0.9,
+                    weight_decay: 1e-4,
+                    grad_scale,
+                    first: self.1.steps == 0,
+                    ..SgdStep::default()
+                };
+                sgd_step(self.0.get(id).var(), gradient, Some(buffer), &config)?;
+            }
+        }
+        self.1.steps += 1;
+        Ok(None)
+    }
+}
+
+/// A run in progress.
+struct Run {
+    model: Composite,
+    store: ParamStore,
+    step: Joint<Box<dyn Balancer>>,
+    sgd: Sgd,
+}
+
+impl Run {
+    fn new(name: &str, size: &Size) -> Result<Self> {
+        let count = size.inputs.len();
+        let config: MethodConfig =
+            toml::from_str(&format!("kind = \"{name}\"")).map_err(candle_core::Error::wrap)?;
+        let needs = config.check(count).map_err(candle_core::Error::wrap)?;
+        let mut store = ParamStore::new(1, DType::F32, &Device::Cpu);
+        let names = Modalities::new((0..count).map(|m| format!("m{m}"))).map_err(candle_core::Error::wrap)?;
+        let encoders = Modal::try_from_fn(count, |m| {
+            let scope = store.root().at("encoder").at(names.name(m));
+            Result::Ok(Box::new(size.encoder.build(scope, size.inputs[m.index()])?) as Box<dyn Encoder>)
+        })?;
+        let dims = encoders.map(|_, encoder| encoder.dim());
+        let fusion = LateLinearConfig::default().build(store.root().at("fusion"), &names, &dims, size.classes)?;
+        let mut model = Composite::new(names, size.classes, encoders, Some(Box::new(fusion)))?;
+        if needs.heads {
+            model = model.with_heads(store.root())?;
+        }
+        let step = Joint::new(config.build(store.root(), count, size.classes)?);
+        let sgd = Sgd::new(&store)?;
+        Ok(Self { model, store, step, sgd })
+    }
+
+    fn time(&mut self, batch: &Batch, n: usize) -> Result<Duration> {
+        let start = Instant::now();
+        let cx = StepCx::new(&self.model, &self.store, batch, 0, n, StepRng::new(1));
+        let report = self.step.step(&cx, &mut Stepper(&self.store, &mut self.sgd))?;
+        std::hint::black_box(report);
+        Ok(start.elapsed())
+    }
+}
+
+/// Batches in which all modalities but the first are mostly noise, so that there is a leader.
+fn batches(size: &Size) -> Result<Vec<Batch>> {
+    let (rows, classes) = (size.rows, size.classes);
+    let mut draws = StepRng::new(2).stream("overhead").draws();
+    (0..8)
+        .map(|_| {
+            let labels: Vec<u32> = (0..rows).map(|_| draws.below(classes) as u32).collect();
+            let inputs = Modal::try_from_fn(size.inputs.len(), |m| {
+                let (width, strength) = (size.inputs[m.index()], if m.index() == 0 { 1.0 } else { 0.2 });
+                let mut values = Vec::with_capacity(rows * width);
+                for &label in &labels {
+                    values.extend((0..width).map(|i| {
+                        let centre = if i % classes == label as usize { strength } else { 0.0 };
+                        (centre + draws.normal()) as f32
+                    }));
+                }
+                Tensor::from_vec(values, (rows, width), &Device::Cpu)
+            })?;
+            Batch::new(inputs, labels)
+        })
+        .collect()
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+fn main() -> Result<()> {
+    let arguments: Vec<String> = std::env::args().collect();
+    let asked = arguments.iter().find_map(|a| a.parse::<usize>().ok());
+    // `cargo test --benches` runs this too: then it only has to work.
+    let measure = arguments.iter().any(|a| a == "--bench");
+    let rounds = asked.unwrap_or(if measure { ROUNDS } else { 2 });
+    let named = |name: &str| arguments.iter().any(|a| a == name);
+    let any = METHODS.iter().any(|(name, _)| named(name));
+    let default = Size::default_experiment()?;
+    let sizes = [(default.doubled(), false), (default, true)];
+    for (size, is_default) in sizes {
+        measure_size(&size, rounds, is_default, |name| !any || named(name))?;
+    }
+    Ok(())
+}
+
+#[allow(clippy::print_stdout)] // the lines are what the bench reports
+fn measure_size(size: &Size, rounds: usize, is_default: bool, chosen: impl Fn(&str) -> bool) -> Result<()> {
+    let batches = batches(size)?;
+    println!("training steps: {size}, f32 cpu, {rounds} rounds{}", if is_default { ", the default experiment" } else { "" });
+    for (name, judged) in METHODS.into_iter().filter(|(name, _)| chosen(name)) {
+        let (mut joint, mut other) = (Run::new("joint", size)?, Run::new(name, size)?);
+        let (mut base, mut ratios) = (Vec::with_capacity(rounds), Vec::with_capacity(rounds));
+        for n in 0..rounds + rounds / 10 {
+            let batch = &batches[n % batches.len()];
+            let (a, b) = if n % 2 == 0 {
+                let a = joint.time(batch, n)?;
+                (a, other.time(batch, n)?)
+            } else {
+                let b = other.time(batch, n)?;
+                (joint.time(batch, n)?, b)
+            };
+            if n >= rounds / 10 {
+                base.push(a.as_secs_f64() * 1e6);
+                ratios.push(b.as_secs_f64() / a.as_secs_f64());
+            }
+        }
+        let (ratio, base) = (median(ratios), median(base));
+        let verdict = match (judged, ratio <= BAR) {
+            (true, true) => format!("(bar {BAR})"),
+            (true, false) => format!("(bar {BAR}, MISSED)"),
+            (false, _) => "(no bar)".to_owned(),
+        };
+        println!("overhead {name}: {ratio:.3}x joint {verdict}, joint {base:.0} us");
+    }
+    Ok(())
+}

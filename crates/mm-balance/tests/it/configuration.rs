@@ -1,0 +1,186 @@
+//! Configuration: nothing is lost on the way to a file and back, and what is wrong is refused by name.
+
+use mm_balance::ensemble::{Average, average};
+use mm_balance::lfm::{LfmHeuristicConfig, LfmLearnedConfig, Matching};
+use mm_balance::lfm_weight::{self, Bilevel, Schedule};
+use mm_balance::mlb::{self, MlbConfig};
+use mm_balance::multi_loss::MultiLossConfig;
+use mm_balance::multimodal_loss::MultiModalLossConfig;
+use mm_balance::ogm::{self, OgmConfig};
+use mm_balance::opm::OpmConfig;
+use mm_balance::{MethodConfig, catalogue};
+use proptest::prelude::*;
+
+fn refused(text: &str) -> String {
+    match toml::from_str::<MethodConfig>(text) {
+        Ok(config) => panic!("{text} was taken as {config:?}"),
+        Err(error) => error.to_string(),
+    }
+}
+
+/// The kinds that a configuration may name, with what they cannot do without.
+fn kinds() -> impl Iterator<Item = (&'static str, String)> {
+    catalogue().iter().map(|entry| entry.name).filter(|name| *name != "ensemble").map(|name| {
+        let needed = if name == "unimodal" { "modality = \"audio\"\n" } else { "" };
+        (name, format!("kind = \"{name}\"\n{needed}"))
+    })
+}
+
+#[test]
+fn every_method_has_defaults_that_are_valid() {
+    for (name, text) in kinds() {
+        let config: MethodConfig = toml::from_str(&text).unwrap_or_else(|e| panic!("{name}: {e}"));
+        assert_eq!(config.name(), name);
+        let needs = config.check(2).unwrap_or_else(|e| panic!("{name}: {e}"));
+        assert_eq!(config.decides(), !needs.fusion, "{name}: a decision rule takes the place of the fusion");
+    }
+}
+
+#[test]
+fn unknown_keys_are_refused_and_named() {
+    for (name, text) in kinds() {
+        let error = refused(&format!("{text}alhpa = 0.3"));
+        assert!(error.contains("unknown field `alhpa`"), "{name}: {error}");
+    }
+    let error = refused("kind = \"lfm-learned\"\n[bilevel]\nrat = 1.0");
+    assert!(error.contains("unknown field `rat`"), "{error}");
+    for kind in ["paper", "exponential", "polynomial", "fixed"] {
+        let needed = if kind == "fixed" { "supervised = 0.5\n" } else { "" };
+        let error = refused(&format!("kind = \"lfm-heuristic\"\n[schedule]\nkind = \"{kind}\"\n{needed}weight = 0.3"));
+        assert!(error.contains("unknown field `weight`"), "{kind}: {error}");
+    }
+    assert!(refused("kind = \"mbl\"").contains("unknown variant `mbl`"));
+    assert!(refused("alpha = 0.8").contains("missing field `kind`"));
+    assert!(refused("kind = \"unimodal\"").contains("missing field `modality`"));
+    assert!(refused("kind = \"mlb\"\nvariant = \"code\"").contains("unknown variant `code`"));
+    assert!(refused("kind = \"mlb\"\nalpha = \"high\"").contains("invalid type: string"));
+}
+
+#[test]
+fn values_out_of_range_are_refused_by_field() {
+    let bad = [
+        ("mlb", "alpha = 0.0", "alpha"),
+        ("mlb", "alpha = nan", "alpha"),
+        ("mlb", "beta_max = 0.9", "beta_max"),
+        ("mlb", "weight = -1.0", "weight"),
+        ("multi-loss", "weight = inf", "weight"),
+        ("ogm", "alpha = -0.1", "alpha"),
+        ("ogm-ge", "variant = \"released-m3\"", "variant"),
+        ("opm", "q_base = 1.5", "q_base"),
+        ("opm", "lambda = -1.0", "lambda"),
+        ("opm", "p_exe = -0.1", "p_exe"),
+        ("lfm-heuristic", "temperature = 0.0", "temperature"),
+        ("lfm-heuristic", "loss_scale = 0.0", "loss_scale"),
+        ("lfm-heuristic", "schedule = { kind = \"fixed\", supervised = 1.5 }", "schedule.supervised"),
+        ("lfm-learned", "bilevel = { initial = 1.0 }", "bilevel.initial"),
+        ("lfm-learned", "bilevel = { rate = 0.0 }", "bilevel.rate"),
+        ("lfm-learned", "bilevel = { inner_rate = -1.0 }", "bilevel.inner_rate"),
+        ("lfm-learned", "bilevel = { held_out = 1 }", "bilevel.held_out"),
+        ("multimodal-loss", "proxies = 0", "proxies"),
+        ("multimodal-loss", "temperature = -0.1", "temperature"),
+    ];
+    for (kind, line, field) in bad {
+        let config: MethodConfig = toml::from_str(&format!("kind = \"{kind}\"\n{line}")).expect("well-formed");
+        let error = config.check(2).expect_err(line);
+        assert_eq!(error.field, field, "{kind}: {line}: {error}");
+    }
+    for kind in ["mlb", "ogm", "ogm-ge", "opm", "lfm-heuristic", "lfm-learned"] {
+        let config: MethodConfig = toml::from_str(&format!("kind = \"{kind}\"")).expect("well-formed");
+        let error = config.check(1).expect_err(kind).to_string();
+        assert!(error.contains("needs at least 2 modalities, the model has 1"), "{error}");
+    }
+}
+
+#[test]
+fn ensembles_refuse_what_does_not_fit() {
+    assert!(average(&[], Average::Mean).is_err());
+    let error = average(&[&[0.0, 1.0], &[0.0]], Average::Mean).expect_err("odd sizes").to_string();
+    assert!(error.contains("every member must have 2 classes"), "{error}");
+    let sure = average(&[&[1000.0, -1000.0], &[-1000.0, 1000.0]], Average::Mean).expect("two members");
+    assert!(sure.iter().all(|z| (z.exp() - 0.5).abs() < 1e-12), "{sure:?}");
+    let log = average(&[&[2f64.ln(), 0.0], &[0.0, 2f64.ln()]], Average::LogMean).expect("two members");
+    assert!((log[0] - log[1]).abs() < 1e-15);
+}
+
+fn matching() -> impl Strategy<Value = Matching> {
+    prop_oneof![Just(Matching::InfoNce), Just(Matching::Alignment), Just(Matching::Js)]
+}
+
+fn schedule() -> impl Strategy<Value = Schedule> {
+    prop_oneof![
+        Just(Schedule::Paper),
+        Just(Schedule::Exponential),
+        Just(Schedule::Polynomial),
+        (0.0..=1.0f64).prop_map(|supervised| Schedule::Fixed { supervised }),
+    ]
+}
+
+fn bilevel() -> impl Strategy<Value = Bilevel> {
+    let variant = prop_oneof![Just(lfm_weight::Variant::Unrolled), Just(lfm_weight::Variant::ReleasedHvp)];
+    (variant, 0.05..=0.95f64, 1e-6..10.0f64, prop::option::of(1e-4..1.0f64), 2usize..100).prop_map(
+        |(variant, initial, rate, inner_rate, held_out)| Bilevel { variant, initial, rate, inner_rate, held_out },
+    )
+}
+
+fn window() -> impl Strategy<Value = (usize, Option<usize>)> {
+    (0usize..50, prop::option::of(0usize..100))
+}
+
+fn ogm_config() -> impl Strategy<Value = OgmConfig> {
+    let parameters =
+        prop_oneof![Just(ogm::Parameters::All), Just(ogm::Parameters::Conv), Just(ogm::Parameters::Weights)];
+    let variant = prop_oneof![Just(ogm::Variant::Paper), Just(ogm::Variant::Released)];
+    (0.01..5.0f64, variant, parameters, window()).prop_map(|(alpha, variant, parameters, (start_epoch, end_epoch))| {
+        OgmConfig { alpha, variant, parameters, start_epoch, end_epoch }
+    })
+}
+
+fn method() -> impl Strategy<Value = MethodConfig> {
+    let mlb = (0.01..5.0f64, 1.0..20.0f64, 0.0..3.0f64, any::<[bool; 2]>(), window()).prop_map(
+        |(alpha, beta_max, weight, [released, rate], (start_epoch, end_epoch))| MlbConfig {
+            alpha,
+            beta_max,
+            weight,
+            variant: if released { mlb::Variant::Released } else { mlb::Variant::Paper },
+            apply: if rate { mlb::Apply::LearningRate } else { mlb::Apply::Gradient },
+            start_epoch,
+            end_epoch,
+        },
+    );
+    let opm = (0.0..=1.0f64, 0.0..3.0f64, 0.0..=1.0f64, window()).prop_map(
+        |(q_base, lambda, p_exe, (start_epoch, end_epoch))| OpmConfig { q_base, lambda, p_exe, start_epoch, end_epoch },
+    );
+    let heuristic = (matching(), 0.01..2.0f64, 0.1..3.0f64, schedule()).prop_map(
+        |(matching, temperature, loss_scale, schedule)| {
+            MethodConfig::LfmHeuristic(LfmHeuristicConfig { matching, temperature, loss_scale, schedule })
+        },
+    );
+    let learned = (matching(), 0.01..2.0f64, 0.1..3.0f64, bilevel()).prop_map(
+        |(matching, temperature, loss_scale, bilevel)| {
+            MethodConfig::LfmLearned(LfmLearnedConfig { matching, temperature, loss_scale, bilevel })
+        },
+    );
+    let proxies = (1usize..50, 0.01..2.0f64)
+        .prop_map(|(proxies, temperature)| MethodConfig::MultimodalLoss(MultiModalLossConfig { proxies, temperature }));
+    prop_oneof![
+        Just(MethodConfig::Joint(Default::default())),
+        Just(MethodConfig::SumCe(Default::default())),
+        (0.0..3.0f64).prop_map(|weight| MethodConfig::MultiLoss(MultiLossConfig { weight })),
+        mlb.prop_map(MethodConfig::Mlb),
+        ogm_config().prop_map(MethodConfig::Ogm),
+        ogm_config().prop_map(MethodConfig::OgmGe),
+        opm.prop_map(MethodConfig::Opm),
+        heuristic,
+        learned,
+        proxies,
+    ]
+}
+
+proptest! {
+    #[test]
+    fn a_configuration_survives_its_file(config in method()) {
+        prop_assert!(config.check(2).is_ok());
+        let text = toml::to_string(&config).expect("a configuration is a table");
+        prop_assert_eq!(toml::from_str::<MethodConfig>(&text).expect("what was written"), config);
+    }
+}

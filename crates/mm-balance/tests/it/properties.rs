@@ -1,0 +1,132 @@
+//! Properties of the coefficients: ranges, symmetry, scale.
+
+use mm_balance::lfm_weight::{Schedule, released_step, unrolled_hypergradient};
+use mm_balance::{mlb, ogm, opm, score};
+use proptest::prelude::*;
+
+/// Scores on a grid of 1/1024: their sums are exact, so every order of the modalities rounds alike.
+fn scores() -> impl Strategy<Value = Vec<f64>> {
+    prop::collection::vec((0u32..=1024).prop_map(|n| f64::from(n) / 1024.0), 2..6)
+}
+
+/// As [`scores`], some of them NaN: modalities of which the batch has no row.
+fn scores_with_gaps() -> impl Strategy<Value = Vec<f64>> {
+    let one = prop_oneof![4 => (0u32..=1024).prop_map(|n| f64::from(n) / 1024.0), 1 => Just(f64::NAN)];
+    prop::collection::vec(one, 1..6)
+}
+
+fn rotated(values: &[f64], by: usize) -> Vec<f64> {
+    let mut turned = values.to_vec();
+    turned.rotate_left(by % values.len());
+    turned.reverse();
+    turned
+}
+
+fn leader(scores: &[f64]) -> Option<usize> {
+    (0..scores.len()).filter(|&m| !scores[m].is_nan()).max_by(|&a, &b| scores[a].total_cmp(&scores[b]))
+}
+
+fn laggard(scores: &[f64]) -> Option<usize> {
+    (0..scores.len()).filter(|&m| !scores[m].is_nan()).min_by(|&a, &b| scores[a].total_cmp(&scores[b]))
+}
+
+proptest! {
+    #[test]
+    fn mlb_stays_in_its_range(s in scores_with_gaps(), alpha in 0.01..3.0f64, beta_max in 1.0..20.0f64) {
+        let k = mlb::coefficients(&s, alpha, beta_max);
+        let low = 1.0 - alpha.tanh();
+        for (k, s) in k.iter().zip(&s) {
+            prop_assert!((low - 1e-12..=beta_max + 1e-12).contains(k), "{k} not in [{low}, {beta_max}]");
+            prop_assert!(!s.is_nan() || *k == 1.0);
+        }
+        if let (Some(first), Some(last)) = (leader(&s), laggard(&s)) {
+            prop_assert!(k[first] <= 1.0 && 1.0 <= k[last], "{k:?} of {s:?}");
+        }
+    }
+
+    #[test]
+    fn ogm_stays_in_its_range(s in scores_with_gaps(), alpha in 0.01..3.0f64) {
+        let k = ogm::coefficients(&s, alpha);
+        for (k, ratio) in k.iter().zip(score::lead(&s)) {
+            prop_assert!((0.0..=1.0).contains(k));
+            prop_assert_eq!(*k < 1.0, ratio > 1.0);
+        }
+    }
+
+    #[test]
+    fn opm_drops_leaders_only(
+        s in scores_with_gaps(),
+        q_base in 0.0..=1.0f64,
+        lambda in 0.0..5.0f64,
+        widths in prop::collection::vec(1usize..300, 6),
+    ) {
+        let q = opm::drop_probabilities(&s, q_base, lambda);
+        for (q, ratio) in q.iter().zip(score::lead(&s)) {
+            prop_assert!((0.0..=1.0).contains(q));
+            prop_assert!(ratio > 1.0 || *q == 0.0, "{q} at a ratio of {ratio}");
+        }
+        let theta = opm::dropped_share(&q, &widths[..s.len()]);
+        prop_assert!((0.0..1.0).contains(&theta), "{theta}");
+    }
+
+    #[test]
+    fn the_order_of_the_modalities_does_not_matter(s in scores(), by in 0usize..6) {
+        let turned = rotated(&s, by);
+        prop_assert_eq!(mlb::coefficients(&turned, 0.8, 5.0), rotated(&mlb::coefficients(&s, 0.8, 5.0), by));
+        prop_assert_eq!(ogm::coefficients(&turned, 0.8), rotated(&ogm::coefficients(&s, 0.8), by));
+        prop_assert_eq!(
+            opm::drop_probabilities(&turned, 0.5, 0.5),
+            rotated(&opm::drop_probabilities(&s, 0.5, 0.5), by)
+        );
+    }
+
+    #[test]
+    fn only_ratios_matter(s in scores(), exponent in -20i32..20, factor in 0.01..100.0f64) {
+        let times = |factor: f64| s.iter().map(|s| s * factor).collect::<Vec<f64>>();
+        let scaled = times(2f64.powi(exponent)); // exact, so that ties stay ties
+        prop_assert_eq!(mlb::coefficients(&scaled, 0.8, 5.0), mlb::coefficients(&s, 0.8, 5.0));
+        prop_assert_eq!(ogm::coefficients(&scaled, 0.8), ogm::coefficients(&s, 0.8));
+        prop_assert_eq!(opm::drop_probabilities(&scaled, 0.5, 0.5), opm::drop_probabilities(&s, 0.5, 0.5));
+        let scaled = mlb::coefficients(&times(factor), 0.8, 5.0);
+        for (a, b) in scaled.iter().zip(mlb::coefficients(&s, 0.8, 5.0)) {
+            prop_assert!((a - b).abs() < 1e-12, "{a} {b}");
+        }
+    }
+
+    #[test]
+    fn the_released_rules_damp_one_modality(a in 0.01..1.0f64, b in 0.01..1.0f64, c in 0.01..1.0f64, alpha in 0.01..3.0f64) {
+        let two = ogm::coefficients_released([a, b], alpha);
+        prop_assert_eq!(two.iter().filter(|k| **k < 1.0).count(), 1);
+        let three = ogm::coefficients_released_m3([a, b, c], alpha);
+        prop_assert_eq!(three.iter().filter(|k| **k < 1.0).count(), 1);
+        prop_assert!(two.iter().chain(&three).all(|k| (0.0..=1.0).contains(k)));
+    }
+
+    #[test]
+    fn lfm_weights_are_weights(epoch in 0usize..100_000, fixed in 0.0..=1.0f64) {
+        for schedule in [Schedule::Paper, Schedule::Exponential, Schedule::Fixed { supervised: fixed }] {
+            prop_assert!((0.0..=1.0).contains(&schedule.supervised(epoch)), "{schedule:?}");
+        }
+        // The released curve overshoots by a hundredth.
+        prop_assert!((0.2..1.011).contains(&Schedule::Polynomial.supervised(epoch)));
+    }
+
+    #[test]
+    fn lfm_steps_stay_inside(epoch in 0usize..200, rate in 0.0..100.0f64, w in 0.05..=0.95f64, g in -10.0..10.0f64) {
+        let (moved, slower) = released_step(epoch, rate, w, g);
+        prop_assert!((0.05..=0.95).contains(&moved));
+        prop_assert_eq!(slower, if epoch > 0 && epoch % 20 == 0 { rate / 2.0 } else { rate });
+    }
+}
+
+#[test]
+fn a_parameter_without_gradient_counts_as_zero_in_the_hypergradient() -> candle_core::Result<()> {
+    let t = |v: &[f64]| candle_core::Tensor::new(v, &candle_core::Device::Cpu).map(Some);
+    let (outer, supervised, matching) = (
+        [t(&[1.0, 2.0])?, None, t(&[3.0])?],
+        [t(&[5.0, 0.0])?, t(&[1.0])?, None],
+        [None, t(&[1.0])?, t(&[7.0])?],
+    );
+    assert_eq!(unrolled_hypergradient(0.5, &outer, &supervised, &matching)?, -0.5 * (5.0 - 21.0));
+    Ok(())
+}
