@@ -1,2 +1,152 @@
-//! stub
-fn main() {}
+//! Every loss kernel and coefficient beside a plain cross-entropy of the same batch.
+//!
+//! `cargo bench -p mm-balance --bench losses -- alignment` runs one group. A group is a kernel, a row is
+//! `<kernel or cross-entropy> <forward or forward+backward>/<dtype device shape>`; throughput is rows of the batch. Scores
+//! and coefficients have no backward pass; "cross-entropy" is that of one fused prediction.
+
+use candle_core::{DType, Device, Result, Tensor, Var};
+use criterion::measurement::WallTime;
+use criterion::{BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use mm_balance::{lfm, mlb, multimodal_loss, ogm, opm, score, sum_ce, unimodal};
+use mm_core::{Batch, Modal, StepRng};
+use mm_kernels::cross_entropy;
+use std::hint::black_box;
+use std::time::Duration;
+
+/// Batch, modalities, classes.
+const SHAPES: [(usize, usize, usize); 3] = [(64, 2, 6), (256, 3, 31), (1024, 2, 309)];
+/// Width of features.
+const DIM: usize = 128;
+/// Proxies for each class, the default.
+const PROXIES: usize = 20;
+
+/// One batch of a shape, with everything that any kernel takes as leaves of a graph.
+struct Case {
+    label: String,
+    classes: usize,
+    fused: Var,
+    logits: Modal<Var>,
+    features: Modal<Var>,
+    proxies: Var,
+    gradient: Tensor,
+    batch: Batch,
+}
+
+impl Case {
+    fn new((rows, modalities, classes): (usize, usize, usize)) -> Result<Self> {
+        let mut draws = StepRng::new(1).stream("bench").draws();
+        let labels = (0..rows).map(|_| draws.below(classes) as u32).collect();
+        let mut normal = |shape: &[usize]| -> Result<Var> {
+            let values: Vec<f32> = (0..shape.iter().product()).map(|_| draws.normal() as f32).collect();
+            Var::from_tensor(&Tensor::from_vec(values, shape, &Device::Cpu)?)
+        };
+        let logits = Modal::try_from_fn(modalities, |_| normal(&[rows, classes]))?;
+        let width = modalities * classes;
+        Ok(Self {
+            label: format!("f32 cpu B{rows}xM{modalities}xC{classes}"),
+            classes,
+            fused: normal(&[rows, classes])?,
+            features: Modal::try_from_fn(modalities, |_| normal(&[rows, DIM]))?,
+            proxies: normal(&[width, classes * PROXIES])?,
+            gradient: normal(&[DIM, DIM])?.detach(),
+            batch: Batch::new(logits.map(|_, z| z.detach()), labels)?,
+            logits,
+        })
+    }
+
+    fn heads(&self) -> Modal<Tensor> {
+        self.logits.map(|_, z| z.as_tensor().clone())
+    }
+
+    /// The mean of a loss of two tensors over neighbouring modalities.
+    fn pairs(of: &Modal<Var>, loss: impl Fn(&Tensor, &Tensor) -> Result<Tensor>) -> Result<Tensor> {
+        let losses: Vec<Tensor> =
+            of.values().windows(2).map(|pair| loss(&pair[0], &pair[1])).collect::<Result<_>>()?;
+        mm_core::model::sum(&losses)
+    }
+
+    fn scores(&self) -> Result<Vec<f64>> {
+        Ok(score::true_class(&self.heads(), &self.batch)?.into_values())
+    }
+}
+
+type Loss = fn(&Case) -> Result<Tensor>;
+type Statistic = fn(&Case) -> Result<Vec<f64>>;
+
+fn plain(case: &Case) -> Result<Tensor> {
+    cross_entropy(&case.fused, &case.batch.labels, None)
+}
+
+const LOSSES: [(&str, Loss); 6] = [
+    ("multi-loss", |c| Ok(unimodal::losses_and_scores(&c.heads(), &c.batch)?.0)),
+    ("sum-ce", |c| {
+        let probabilities = sum_ce::probabilities(&c.heads(), &c.batch)?;
+        cross_entropy(&mm_core::model::sum(probabilities.values())?, &c.batch.labels, None)
+    }),
+    ("info-nce", |c| Case::pairs(&c.features, |a, b| lfm::info_nce(a, b, 0.07))),
+    ("alignment", |c| Case::pairs(&c.logits, lfm::alignment)),
+    ("jensen-shannon", |c| Case::pairs(&c.logits, lfm::jensen_shannon)),
+    ("multimodal-loss", |c| {
+        let embeddings = Tensor::cat(sum_ce::probabilities(&c.heads(), &c.batch)?.values(), 1)?;
+        let parts = multimodal_loss::logits(&embeddings, &c.proxies, c.classes, 10.0)?;
+        cross_entropy(&parts.logits, &c.batch.labels, None)
+    }),
+];
+
+const STATISTICS: [(&str, Statistic); 6] = [
+    ("score", Case::scores),
+    ("mlb coefficient", |c| Ok(mlb::coefficients(&c.scores()?, 0.8, 5.0))),
+    ("ogm coefficient", |c| Ok(ogm::coefficients(&c.scores()?, 0.8))),
+    ("opm probability", |c| Ok(opm::drop_probabilities(&c.scores()?, 0.5, 0.5))),
+    ("ogm-ge noise", |c| {
+        let noise = c.gradient.affine(0.5, 0.0)?;
+        Ok(vec![ogm::enhanced(&c.gradient, 0.3, &noise)?.dims()[0] as f64])
+    }),
+    ("opm drop", |c| {
+        let features = c.features.map(|_, h| h.detach());
+        let keep = features.map(|m, _| (0..c.batch.rows()).map(|i| m.index() > 0 || i % 2 == 0).collect());
+        let edited = opm::drop_features(&features, &keep, &|_, _| true, 0.25)?;
+        Ok(vec![edited.features.len() as f64])
+    }),
+];
+
+fn loss_rows(group: &mut BenchmarkGroup<'_, WallTime>, name: &str, case: &Case, loss: Loss) {
+    group.bench_function(BenchmarkId::new(format!("{name} forward"), &case.label), |b| {
+        b.iter(|| black_box(loss(case).expect("forward")));
+    });
+    group.bench_function(BenchmarkId::new(format!("{name} forward+backward"), &case.label), |b| {
+        b.iter(|| black_box(loss(case).and_then(|loss| loss.backward()).expect("backward")));
+    });
+}
+
+fn all(c: &mut Criterion) {
+    let cases: Vec<Case> = SHAPES.into_iter().map(|shape| Case::new(shape).expect("a case")).collect();
+    assert!(cases.iter().all(|case| case.fused.dtype() == DType::F32));
+    let names = LOSSES.iter().map(|(name, _)| *name).chain(STATISTICS.iter().map(|(name, _)| *name));
+    for name in names {
+        let mut group = c.benchmark_group(name);
+        for case in &cases {
+            group.throughput(Throughput::Elements(case.batch.rows() as u64));
+            loss_rows(&mut group, "cross-entropy", case, plain);
+            if let Some((_, loss)) = LOSSES.iter().find(|(n, _)| *n == name) {
+                loss_rows(&mut group, name, case, *loss);
+            }
+            if let Some((_, statistic)) = STATISTICS.iter().find(|(n, _)| *n == name) {
+                group.bench_function(BenchmarkId::new(format!("{name} forward"), &case.label), |b| {
+                    b.iter(|| black_box(statistic(case).expect("a statistic")));
+                });
+            }
+        }
+        group.finish();
+    }
+}
+
+criterion_group! {
+    name = benches;
+    config = Criterion::default()
+        .sample_size(20)
+        .warm_up_time(Duration::from_millis(200))
+        .measurement_time(Duration::from_millis(600));
+    targets = all
+}
+criterion_main!(benches);

@@ -1,8 +1,7 @@
 //! What balancing costs: whole training steps of each method against those of joint training.
 //!
-//! A step is forward, backward, gradient hooks, telemetry and SGD with momentum, in two sizes: that of the default
-//! experiment (widths, classes and batch size are read from `experiments/synthetic.toml`), and one with encoders twice as
-//! wide. Each method has a model of its own; joint training has no unimodal heads. Steps of the two alternate, and who
+//! A step is forward, backward, gradient hooks, telemetry and SGD with momentum, in the size of the default experiment:
+//! widths, classes and batch size are read from `experiments/synthetic.toml`. Each method has a model of its own; joint training has no unimodal heads. Steps of the two alternate, and who
 //! goes first alternates too, so that whatever else the machine does hits both. The number is the median of the ratios
 //! of neighbouring steps. `RAYON_NUM_THREADS=1` is how the experiments run where several run at a time.
 //!
@@ -72,14 +71,6 @@ impl Size {
         let inputs = base.data.sources.iter().map(|source| source.dim).collect();
         Ok(Self { inputs, encoder, classes: base.data.classes, rows: base.train.batch_size })
     }
-
-    /// With encoders twice as wide.
-    fn doubled(&self) -> Self {
-        let mut encoder = self.encoder.clone();
-        encoder.dim *= 2;
-        encoder.hidden.iter_mut().for_each(|width| *width *= 2);
-        Self { encoder, ..self.clone() }
-    }
 }
 
 impl std::fmt::Display for Size {
@@ -145,7 +136,8 @@ impl Run {
             Result::Ok(Box::new(size.encoder.build(scope, size.inputs[m.index()])?) as Box<dyn Encoder>)
         })?;
         let dims = encoders.map(|_, encoder| encoder.dim());
-        let fusion = LateLinearConfig::default().build(store.root().at("fusion"), &names, &dims, size.classes)?;
+        let fusion =
+            LateLinearConfig::default().build(store.root().at("fusion"), &names, &dims, size.classes)?;
         let mut model = Composite::new(names, size.classes, encoders, Some(Box::new(fusion)))?;
         if needs.heads {
             model = model.with_heads(store.root())?;
@@ -192,6 +184,7 @@ fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
+#[allow(clippy::print_stdout)] // the lines are what the bench reports
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().collect();
     let asked = arguments.iter().find_map(|a| a.parse::<usize>().ok());
@@ -200,20 +193,11 @@ fn main() -> Result<()> {
     let rounds = asked.unwrap_or(if measure { ROUNDS } else { 2 });
     let named = |name: &str| arguments.iter().any(|a| a == name);
     let any = METHODS.iter().any(|(name, _)| named(name));
-    let default = Size::default_experiment()?;
-    let sizes = [(default.doubled(), false), (default, true)];
-    for (size, is_default) in sizes {
-        measure_size(&size, rounds, is_default, |name| !any || named(name))?;
-    }
-    Ok(())
-}
-
-#[allow(clippy::print_stdout)] // the lines are what the bench reports
-fn measure_size(size: &Size, rounds: usize, is_default: bool, chosen: impl Fn(&str) -> bool) -> Result<()> {
-    let batches = batches(size)?;
-    println!("training steps: {size}, f32 cpu, {rounds} rounds{}", if is_default { ", the default experiment" } else { "" });
-    for (name, judged) in METHODS.into_iter().filter(|(name, _)| chosen(name)) {
-        let (mut joint, mut other) = (Run::new("joint", size)?, Run::new(name, size)?);
+    let size = Size::default_experiment()?;
+    let batches = batches(&size)?;
+    println!("training steps of the default experiment: {size}, f32 cpu, {rounds} rounds");
+    for (name, judged) in METHODS.into_iter().filter(|(name, _)| !any || named(name)) {
+        let (mut joint, mut other) = (Run::new("joint", &size)?, Run::new(name, &size)?);
         let (mut base, mut ratios) = (Vec::with_capacity(rounds), Vec::with_capacity(rounds));
         for n in 0..rounds + rounds / 10 {
             let batch = &batches[n % batches.len()];

@@ -79,9 +79,9 @@ impl StepCx<'_> {
                 let z = features.map(|_, h| h.detach());
                 let logits = match self.model.split_logits(&z)? {
                     Some(split) => split,
-                    None => z.try_map(|m, _| {
-                        self.model.masked_logits(m, &z, &self.batch.present, Mode::Eval)
-                    })?,
+                    None => {
+                        z.try_map(|m, _| self.model.masked_logits(m, &z, &self.batch.present, Mode::Eval))?
+                    }
                 };
                 score::true_class(&logits, self.batch)?
             }
@@ -293,22 +293,24 @@ impl<B: Balancer + ?Sized> Balancer for Box<B> {
 }
 
 /// A method that modulates features and gradients only from epoch `start` to epoch `end` (exclusive); its losses,
-/// its decision rule and its state are not affected.
+/// its decision rule and its state are not affected. Outside of these epochs it reports nothing.
 #[derive(Debug)]
 pub struct Windowed<B> {
     inner: B,
     start: usize,
     end: usize,
+    acting: bool,
 }
 
 impl<B: Balancer> Windowed<B> {
     /// Modulates in epochs `start..end` only.
     pub fn new(inner: B, start: usize, end: Option<usize>) -> Self {
-        Self { inner, start, end: end.unwrap_or(usize::MAX) }
+        Self { inner, start, end: end.unwrap_or(usize::MAX), acting: false }
     }
 
-    fn active(&self, epoch: usize) -> bool {
-        (self.start..self.end).contains(&epoch)
+    fn acts(&mut self, epoch: usize) -> bool {
+        self.acting = (self.start..self.end).contains(&epoch);
+        self.acting
     }
 }
 
@@ -323,7 +325,7 @@ impl<B: Balancer> Balancer for Windowed<B> {
         self.inner.epoch_start(cx)
     }
     fn features(&mut self, cx: &StepCx<'_>, z: Features) -> Result<Edited> {
-        if self.active(cx.epoch) { self.inner.features(cx, z) } else { Ok(Edited::all(z)) }
+        if self.acts(cx.epoch) { self.inner.features(cx, z) } else { Ok(Edited::all(z)) }
     }
     fn logits(&self, model: &dyn Multimodal, batch: &Batch, fwd: &Forward) -> Result<Option<Tensor>> {
         self.inner.logits(model, batch, fwd)
@@ -332,13 +334,15 @@ impl<B: Balancer> Balancer for Windowed<B> {
         self.inner.auxiliary(cx, fwd)
     }
     fn gradients(&mut self, cx: &StepCx<'_>, fwd: &Forward, g: &mut Gradients) -> Result<()> {
-        if self.active(cx.epoch) { self.inner.gradients(cx, fwd, g) } else { Ok(()) }
+        if self.acts(cx.epoch) { self.inner.gradients(cx, fwd, g) } else { Ok(()) }
     }
     fn epoch_end(&mut self, cx: &EpochCx<'_>, seen: &EpochReport) -> Result<()> {
         self.inner.epoch_end(cx, seen)
     }
     fn observe(&self, sink: &mut dyn FnMut(&'static str, Option<usize>, f64)) {
-        self.inner.observe(sink);
+        if self.inside {
+            self.inner.observe(sink);
+        }
     }
     fn state(&self) -> State {
         self.inner.state()

@@ -106,7 +106,9 @@ impl MethodConfig {
         modalities: usize,
         classes: usize,
     ) -> candle_core::Result<Box<dyn Balancer>> {
-        fn boxed<B: Balancer + 'static>(built: Result<B, ConfigError>) -> candle_core::Result<Box<dyn Balancer>> {
+        fn boxed<B: Balancer + 'static>(
+            built: Result<B, ConfigError>,
+        ) -> candle_core::Result<Box<dyn Balancer>> {
             built.map(|b| Box::new(b) as Box<dyn Balancer>).map_err(candle_core::Error::wrap)
         }
         match self {

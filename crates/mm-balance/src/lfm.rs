@@ -95,12 +95,7 @@ pub struct LfmLearnedConfig {
 
 impl Default for LfmLearnedConfig {
     fn default() -> Self {
-        Self {
-            matching: Matching::InfoNce,
-            temperature: 0.07,
-            loss_scale: 1.0,
-            bilevel: Bilevel::default(),
-        }
+        Self { matching: Matching::InfoNce, temperature: 0.07, loss_scale: 1.0, bilevel: Bilevel::default() }
     }
 }
 
@@ -236,7 +231,13 @@ impl Matcher {
     }
 
     /// L_match, averaged over the pairs of modalities that share at least one row; `None` if no pair does.
-    pub fn loss(&self, model: &dyn Multimodal, batch: &Batch, fwd: &Forward, mode: Mode) -> Result<Option<Tensor>> {
+    pub fn loss(
+        &self,
+        model: &dyn Multimodal,
+        batch: &Batch,
+        fwd: &Forward,
+        mode: Mode,
+    ) -> Result<Option<Tensor>> {
         let views = match self.matching {
             Matching::InfoNce => fwd.features.try_map(|_, h| pooled(h))?,
             Matching::Alignment | Matching::Js => predictions(model, batch, fwd, mode)?,

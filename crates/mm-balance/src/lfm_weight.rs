@@ -288,7 +288,9 @@ impl Weight {
             Source::Learned(bilevel) => bilevel.clone(),
         };
         let Some((inner, outer)) = cx.batches else {
-            bail!("LFM learns its weight on held-out rows: the trainer must pass a training batch and held-out rows");
+            bail!(
+                "LFM learns its weight on held-out rows: the trainer must pass a training batch and held-out rows"
+            );
         };
         let derivatives = Derivatives { cx, matcher };
         let (supervised, rate, statistic) = match bilevel.variant {
@@ -305,7 +307,10 @@ impl Weight {
             }
         };
         if !statistic.is_finite() {
-            bail!("LFM's hypergradient is {statistic} at the start of epoch {}: lower the learning rate", cx.epoch);
+            bail!(
+                "LFM's hypergradient is {statistic} at the start of epoch {}: lower the learning rate",
+                cx.epoch
+            );
         }
         (self.supervised, self.rate) = (supervised, rate);
         self.hypergradient = Some(statistic);

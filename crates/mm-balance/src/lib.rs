@@ -13,6 +13,7 @@ pub mod opm;
 pub mod score;
 pub mod step;
 pub mod sum_ce;
+pub mod unimodal;
 
 pub use balancer::{Balancer, Edited, EpochCx, EpochReport, Needs, State, StepCx, Windowed};
 pub use config::{Entry, MethodConfig, catalogue};

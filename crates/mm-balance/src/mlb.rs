@@ -33,7 +33,8 @@
 //! Source: Kontras et al., "Improving Multimodal Learning with Multi-Loss Gradient Modulation", arXiv 2405.07930,
 //! equations 2-7; released code kkontras/MLB @357b5ce.
 
-use crate::multi_loss::{heads_of, unimodal_losses};
+use crate::multi_loss::heads_of;
+use crate::unimodal::losses_and_scores;
 use crate::{Balancer, Needs, StepCx, Windowed, score};
 use candle_core::{Result, Tensor};
 use mm_core::model::pooled;
@@ -149,12 +150,12 @@ impl Balancer for Mlb {
     }
 
     fn auxiliary(&mut self, cx: &StepCx<'_>, fwd: &Forward) -> Result<Option<Tensor>> {
-        let loss = unimodal_losses(heads_of(fwd)?, cx.batch)?;
+        let (loss, scores) = losses_and_scores(heads_of(fwd)?, cx.batch)?;
+        self.scores = scores.into_values();
         if self.config.weight == 1.0 { Ok(Some(loss)) } else { (loss * self.config.weight).map(Some) }
     }
 
     fn gradients(&mut self, cx: &StepCx<'_>, fwd: &Forward, g: &mut Gradients) -> Result<()> {
-        self.scores = score::true_class(heads_of(fwd)?, cx.batch)?.into_values();
         self.coefficients = coefficients(&self.scores, self.config.alpha, self.config.ceiling());
         modulate(cx, fwd, g, &self.coefficients, self.config.apply)
     }
@@ -176,17 +177,20 @@ impl Balancer for Mlb {
 fn modulate(cx: &StepCx<'_>, fwd: &Forward, g: &mut Gradients, k: &[f64], apply: Apply) -> Result<()> {
     let modalities = cx.model.modalities();
     let linear = matches!(cx.model.head(), Head::Split { .. });
-    for m in modalities.iter() {
-        let (name, k) = (modalities.name(m), k[m.index()]);
-        for group in ["encoder", "head", "fusion"] {
-            if group == "fusion" && !linear {
-                continue;
-            }
-            let prefix = format!("{group}.{name}");
-            match apply {
-                Apply::Gradient => g.scale(cx.params, &prefix, k),
-                Apply::LearningRate => g.scale_lr(cx.params, &prefix, k),
-            }
+    for id in cx.params.ids() {
+        let name = cx.params.get(id).name();
+        let mut segments = name.split('.');
+        let ours = match segments.next() {
+            Some("encoder" | "head") => true,
+            Some("fusion") => linear,
+            _ => false,
+        };
+        let Some(m) = segments.next().filter(|_| ours).and_then(|modality| modalities.find(modality)) else {
+            continue;
+        };
+        match apply {
+            Apply::Gradient => g.scale_one(id, k[m.index()]),
+            Apply::LearningRate => g.scale_lr(cx.params, name, k[m.index()]),
         }
     }
     // A concatenating head keeps all blocks in one matrix: scale its columns.
@@ -196,12 +200,7 @@ fn modulate(cx: &StepCx<'_>, fwd: &Forward, g: &mut Gradients, k: &[f64], apply:
     Ok(())
 }
 
-fn scale_columns(
-    g: &mut Gradients,
-    id: mm_core::ParamId,
-    features: &Modal<Tensor>,
-    k: &[f64],
-) -> Result<()> {
+fn scale_columns(g: &mut Gradients, id: mm_core::ParamId, features: &Modal<Tensor>, k: &[f64]) -> Result<()> {
     let Some(grad) = g.get(id)? else { return Ok(()) };
     let mut columns = Vec::new();
     for (m, h) in features.iter() {

@@ -12,10 +12,10 @@
 //! Source: MLB (arXiv 2405.07930), section 3.2, where it is the baseline without gradient modulation. The released code
 //! has all weights 1, as here.
 
+use crate::unimodal::losses_and_scores;
 use crate::{Balancer, Needs, StepCx};
 use candle_core::{Result, Tensor, bail};
-use mm_core::{Batch, Checked, ConfigError, Forward, Modal};
-use mm_kernels::cross_entropy::cross_entropy;
+use mm_core::{Checked, ConfigError, Forward, Modal};
 use serde::{Deserialize, Serialize};
 
 /// Settings of [`MultiLoss`].
@@ -36,21 +36,8 @@ impl MultiLossConfig {
     /// Validates.
     pub fn build(&self) -> Checked<MultiLoss> {
         ConfigError::check_range("weight", self.weight, 0.0, f64::MAX)?;
-        Ok(MultiLoss { weight: self.weight })
+        Ok(MultiLoss { weight: self.weight, scores: Vec::new() })
     }
-}
-
-/// Σ_m CE(u^m, y), each over the rows in which the modality is present.
-pub fn unimodal_losses(heads: &Modal<Tensor>, batch: &Batch) -> Result<Tensor> {
-    let mut total: Option<Tensor> = None;
-    for (m, logits) in heads.iter() {
-        let loss = cross_entropy(logits, &batch.labels, batch.weights(m).as_deref())?;
-        total = Some(match total {
-            Some(sum) => (sum + loss)?,
-            None => loss,
-        });
-    }
-    total.ok_or_else(|| candle_core::Error::Msg("a unimodal loss over no modality".into()))
 }
 
 /// The heads of a forward pass, or an error that says what to do.
@@ -65,6 +52,7 @@ pub(crate) fn heads_of(fwd: &Forward) -> Result<&Modal<Tensor>> {
 #[derive(Debug)]
 pub struct MultiLoss {
     weight: f64,
+    scores: Vec<f64>,
 }
 
 impl Balancer for MultiLoss {
@@ -73,7 +61,14 @@ impl Balancer for MultiLoss {
     }
 
     fn auxiliary(&mut self, cx: &StepCx<'_>, fwd: &Forward) -> Result<Option<Tensor>> {
-        let loss = unimodal_losses(heads_of(fwd)?, cx.batch)?;
+        let (loss, scores) = losses_and_scores(heads_of(fwd)?, cx.batch)?;
+        self.scores = scores.into_values();
         if self.weight == 1.0 { Ok(Some(loss)) } else { (loss * self.weight).map(Some) }
+    }
+
+    fn observe(&self, sink: &mut dyn FnMut(&'static str, Option<usize>, f64)) {
+        for (m, s) in self.scores.iter().enumerate() {
+            sink("score", Some(m), *s);
+        }
     }
 }

@@ -101,7 +101,8 @@ pub fn logits(embeddings: &Tensor, proxies: &Tensor, classes: usize, gamma: f64)
     let unit = normalised(&(proxies * positive)?, 0)?;
     let similarity = normalised(embeddings, 1)?.matmul(&unit)?;
     let attention = softmax_last(&(&similarity * gamma)?)?.matmul(&unit.t()?)?;
-    let attended = (embeddings + embeddings.mul(&attention)?)?.reshape((rows, modalities, classes))?.sum(1)?;
+    let attended =
+        (embeddings + embeddings.mul(&attention)?)?.reshape((rows, modalities, classes))?.sum(1)?;
     let by_proxy = similarity.reshape((rows, classes, per_class))?.transpose(1, 2)?.contiguous()?;
     let class_similarity = (softmax_last(&(&by_proxy * gamma)?)? * &by_proxy)?.sum(1)?;
     let logits = (&class_similarity + &attended)?;

@@ -1,9 +1,9 @@
 //! A whole training step: [`TrainStep`], and [`Joint`], the bridge from any [`Balancer`] to it.
 
-use crate::{Balancer, EpochCx, EpochReport, Needs, State, StepCx};
+use crate::{Balancer, EpochCx, EpochReport, Needs, State, StepCx, score};
 use candle_core::{Result, Tensor};
 use mm_core::model::to_host;
-use mm_core::{Batch, Forward, Gradients, Mode, Multimodal, StepRng};
+use mm_core::{Batch, Forward, Gradients, Modal, Mode, Multimodal, StepRng};
 use mm_kernels::cross_entropy::cross_entropy;
 use std::cell::RefCell;
 
@@ -107,9 +107,15 @@ impl<B: Balancer> TrainStep for Joint<B> {
 
         let mut observations = Vec::with_capacity(8);
         self.balancer.observe(&mut |name, m, value| observations.push((name, m, value)));
-        if !observations.iter().any(|(name, ..)| *name == "score") && fwd.split.is_some() {
-            let scores = cx.scores(&fwd.features, fwd.split.as_ref())?;
-            observations.extend(scores.iter().map(|(m, s)| ("score", Some(m.index()), *s)));
+        if !observations.iter().any(|(name, ..)| *name == "score") {
+            let scores = match (&fwd.heads, &fwd.split) {
+                (Some(heads), _) => Some(score::true_class(heads, batch)?),
+                (None, Some(split)) => Some(cx.scores(&fwd.features, Some(split))?),
+                (None, None) => None,
+            };
+            for (m, s) in scores.iter().flat_map(Modal::iter) {
+                observations.push(("score", Some(m.index()), *s));
+            }
         }
         for m in cx.model.modalities().iter() {
             let prefix = format!("encoder.{}", cx.model.modalities().name(m));

@@ -8,6 +8,8 @@ mod train;
 
 use clap::{Parser, Subcommand};
 use mm_core::ConfigError;
+use mm_data::DataError;
+use mm_train::TrainError;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -47,7 +49,21 @@ struct EnsembleArgs {
     log_mean: bool,
 }
 
+/// Writes the number of worker threads down before anything asks for it.
+///
+/// candle looks at the environment for it in every matrix product, and where it finds nothing it reads the machine's
+/// description from files again and again, which costs more than a small product itself.
+#[allow(unsafe_code)]
+fn fix_thread_count() {
+    if std::env::var_os("RAYON_NUM_THREADS").is_none() {
+        let count = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        // SAFETY: this is the first thing that `main` does; no other thread exists that could read the environment.
+        unsafe { std::env::set_var("RAYON_NUM_THREADS", count.to_string()) };
+    }
+}
+
 fn main() -> ExitCode {
+    fix_thread_count();
     let outcome = match Cli::parse().command {
         Command::Train(args) => train::run(&args),
         Command::Eval(args) => eval::run(&args),
@@ -59,12 +75,23 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) if output::is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            output::error(&format!("{error:#}"));
+            output::error(&error);
             // 2 says: the command or its configuration is wrong, nothing was tried.
-            let refused = error.chain().any(|e| e.downcast_ref::<ConfigError>().is_some());
-            ExitCode::from(if refused { 2 } else { 1 })
+            ExitCode::from(if is_configuration(&error) { 2 } else { 1 })
         }
     }
+}
+
+/// Whether a setting is at fault; our errors are transparent about it, which hides it from the chain.
+fn is_configuration(error: &anyhow::Error) -> bool {
+    error.chain().any(|e| {
+        e.is::<ConfigError>()
+            || matches!(e.downcast_ref(), Some(DataError::Config(_)))
+            || matches!(
+                e.downcast_ref(),
+                Some(TrainError::Config(_) | TrainError::Data(DataError::Config(_)))
+            )
+    })
 }
 
 fn ensemble(args: &EnsembleArgs) -> anyhow::Result<ExitCode> {

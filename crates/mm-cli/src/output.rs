@@ -15,7 +15,17 @@ pub(crate) fn print(text: &str) -> anyhow::Result<()> {
 }
 
 /// Writes an error to standard error.
-pub(crate) fn error(text: &str) {
+pub(crate) fn error(error: &anyhow::Error) {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        // Most of our errors quote their cause themselves.
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
+    }
     let _ = writeln!(io::stderr(), "error: {text}");
 }
 

@@ -1,6 +1,7 @@
 //! `mm predict`.
 
 use crate::output;
+use anyhow::Context as _;
 use mm_core::ConfigError;
 use mm_train::predict::Predictor;
 use mm_train::record::write_atomic;
@@ -56,6 +57,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         }
     }
     match &args.out {
+        // A device, a pipe or a link is written to, not replaced.
+        Some(path) if std::fs::symlink_metadata(path).is_ok_and(|m| !m.is_file()) => {
+            std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
+        }
         Some(path) => write_atomic(path, text.as_bytes())?,
         None => output::print(&text)?,
     }

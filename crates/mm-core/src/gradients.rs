@@ -127,7 +127,7 @@ impl Gradients {
         Ok(norm)
     }
 
-    /// The first parameter without a gradient, or with one that is zero or not finite everywhere it matters.
+    /// Fails with the name of the first parameter that received no gradient, or one that is not finite.
     pub fn check_reached(&self, params: &ParamStore) -> Result<()> {
         for id in params.ids() {
             let name = params.get(id).name();

@@ -3,8 +3,8 @@
 use crate::{Batch, Init, Modal, Modalities, Modality, Presence, Scope, StepRng};
 use candle_core::{DType, Result, Tensor, bail};
 
-/// Whether a forward pass trains or evaluates. Training carries the key of its randomness (dropout), so a pass is a
-/// pure function of parameters, inputs and mode.
+/// Whether a forward pass trains or evaluates. Training carries the key of its randomness (dropout), so what a pass
+/// yields is a pure function of parameters, inputs and mode; batch norm's running statistics move with it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
     /// Batch statistics and dropout, with this key.
@@ -56,7 +56,7 @@ pub enum Head<'a> {
         /// The shared bias.
         bias: Option<&'a Tensor>,
     },
-    /// The fused logits are not a sum over modalities.
+    /// There is no such layer: no weight blocks with one shared bias.
     Opaque,
 }
 

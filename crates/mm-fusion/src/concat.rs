@@ -5,7 +5,7 @@
 //! ```
 //!
 //! The same function as [`crate::late_linear`] with one weight instead of M. Choose it to load or compare models of the
-//! OGM family, which name it so; methods that modulate a modality's part of the last layer by name need late-linear.
+//! OGM family, which name it so; MLB scales its columns.
 //!
 //! Shapes: h_m (B, D_m), or (B, N, D_m) whose mean over tokens is taken; W (C, ΣD); b (C); z (B, C). M >= 1, widths may
 //! differ.

@@ -41,6 +41,8 @@ pub struct Progress {
     pub optimizer_steps: Vec<u64>,
     /// The balancing methods' state.
     pub balance: State,
+    /// Hash of the data it was trained on.
+    pub dataset_hash: String,
 }
 
 /// The best epoch so far, by the selection part.
@@ -61,7 +63,7 @@ pub struct Checkpoint {
     pub progress: Progress,
     /// Parameters and buffers.
     pub model: BTreeMap<String, Tensor>,
-    /// The best model so far, if it is not the current one.
+    /// The best model so far, from the end of the first epoch on.
     pub best: Option<BTreeMap<String, Tensor>>,
     /// Optimiser state.
     pub optimizer: BTreeMap<String, Tensor>,
@@ -86,6 +88,7 @@ pub fn save(dir: &Path, checkpoint: &Checkpoint) -> Result<(), TrainError> {
     let progress =
         serde_json::to_vec(&checkpoint.progress).map_err(|e| TrainError::run(&target, e.to_string()))?;
     write_atomic(&root.join("state/trainer.json"), &progress).map_err(|e| retarget(e, &target))?;
+    sync_dir(root).map_err(fail)?;
     if target.exists() {
         // The same step saved again (a finished epoch after a mid-epoch save): the old one stays valid until renamed.
         let old = dir.join(format!(".tmp-old-{name}"));
@@ -104,7 +107,7 @@ pub fn save(dir: &Path, checkpoint: &Checkpoint) -> Result<(), TrainError> {
         let file = file.to_string_lossy();
         if file != name.as_str() && (file.starts_with("step-") || file.starts_with(".tmp-")) {
             // Left-overs take space but do no harm: failing to remove one is no reason to stop.
-            let _ = fs::remove_dir_all(entry.path());
+            let _ = fs::remove_dir_all(entry.path()).or_else(|_| fs::remove_file(entry.path()));
         }
     }
     Ok(())
@@ -130,7 +133,7 @@ pub fn load(dir: &Path) -> Result<Option<Checkpoint>, TrainError> {
     if !name.starts_with("step-") || name.contains(['/', '\\']) {
         return Err(TrainError::run(
             &pointer,
-            format!("names {name:?}, which is no checkpoint; start afresh"),
+            format!("names {name:?}, which is no checkpoint; start the run afresh with --fresh"),
         ));
     }
     let mut root = dir.join(name);

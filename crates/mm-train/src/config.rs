@@ -21,8 +21,8 @@ use crate::parse::{refuse_rest, section, take_table};
 use crate::schedule::ScheduleConfig;
 use mm_balance::{MethodConfig, Needs, catalogue};
 use mm_core::{Checked, ConfigError, Modalities};
-use mm_data::DataConfig;
-use mm_encoders::EncoderConfig;
+use mm_data::{DataConfig, DataError, Summary};
+use mm_encoders::{EncoderConfig, Norm};
 use mm_fusion::FusionConfig;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -194,10 +194,12 @@ impl RunConfig {
     /// refused; no data is read.
     pub fn parse(text: &str, sets: &[String]) -> Checked<Self> {
         let mut table: Table = text.parse().map_err(|e: toml::de::Error| {
+            let before = e.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+            let line = format!("line {}", before.matches('\n').count() + 1);
             ConfigError::new(
                 "configuration",
-                format!("{:?}", e.message()),
-                "is not valid TOML; fix the syntax there",
+                line,
+                format!("is not valid TOML: {}; fix it there", e.message()),
             )
         })?;
         for assignment in sets {
@@ -231,7 +233,9 @@ impl RunConfig {
         refuse_rest(&table, "", &KEYS)?;
         let mut config = Self { name, seed, data, model, method, optim, schedule, train };
         if let [MethodConfig::Unimodal(unimodal)] = config.method.as_slice() {
+            // What is configured for the other modalities has no meaning here, and need not be taken out by hand.
             config.data.set_modalities(Some(vec![unimodal.modality.clone()]));
+            config.model.encoders.retain(|name, _| *name == unimodal.modality);
             config.model.fusion = FusionConfig::default();
         }
         config.check_values()?;
@@ -239,7 +243,11 @@ impl RunConfig {
     }
 
     fn check_values(&self) -> Checked<()> {
-        self.data.check()?;
+        self.data.check().map_err(|e| self.by_method(e))?;
+        self.model.encoder.check().map_err(|e| e.within("model.encoder"))?;
+        for (name, encoder) in &self.model.encoders {
+            encoder.check().map_err(|e| e.within(&format!("model.encoders.{name}")))?;
+        }
         self.optim.check().map_err(|e| e.within("optim"))?;
         self.schedule.check().map_err(|e| e.within("schedule"))?;
         self.train.check().map_err(|e| e.within("train"))?;
@@ -249,9 +257,25 @@ impl RunConfig {
         }
         if self.method.iter().filter(|m| m.decides()).count() > 1 {
             let rule = "two methods that bring their own decision rule cannot be composed";
-            return Err(ConfigError::new("method.kind", self.method_name(), rule));
+            return Err(ConfigError::new("method.kind", format!("\"{}\"", self.method_name()), rule));
         }
         Ok(())
+    }
+
+    /// Reads the head of the data: modalities and their widths.
+    pub fn peek(&self) -> Result<Summary, DataError> {
+        self.data.peek().map_err(|e| match e {
+            DataError::Config(e) => DataError::Config(self.by_method(e)),
+            other => other,
+        })
+    }
+
+    /// The modality of unimodal training stands in `[method]`: an error about it must not name `[data]`.
+    fn by_method(&self, mut error: ConfigError) -> ConfigError {
+        if error.field == "data.modalities" && matches!(self.method[..], [MethodConfig::Unimodal(_)]) {
+            "method.modality".clone_into(&mut error.field);
+        }
+        error
     }
 
     /// Checks that encoders, fusion and methods fit the modalities of the data; says what the methods need.
@@ -259,16 +283,20 @@ impl RunConfig {
         for name in self.model.encoders.keys() {
             modalities.require(&format!("model.encoders.{name}"), name)?;
         }
-        for m in modalities.iter() {
-            self.model.encoder(modalities.name(m)).check()?;
+        let batch_norm = |m| match self.model.encoder(modalities.name(m)) {
+            EncoderConfig::Mlp(mlp) => mlp.norm == Norm::Batch,
+        };
+        if self.train.batch_size == 1 && modalities.iter().any(batch_norm) {
+            let rule = "batch normalisation needs at least 2 rows; choose norm = \"layer\" or a larger batch";
+            return Err(ConfigError::new("train.batch_size", 1, rule));
         }
         self.model.fusion.check(modalities)?;
         let mut needs = Needs::default();
         for method in &self.method {
-            if matches!(method, MethodConfig::Unimodal(_)) && self.method.len() > 1 {
-                return Err(ConfigError::new("method.kind", self.method_name(), "`unimodal` stands alone"));
-            }
-            let one = method.check(modalities.len()).map_err(|e| e.within("method"))?;
+            let one = method.check(modalities.len()).map_err(|e| match self.method.len() {
+                2.. if e.field != "kind" => e.within(&format!("method.{}", method.name())),
+                _ => e.within("method"),
+            })?;
             needs = Needs {
                 heads: needs.heads || one.heads,
                 fusion: needs.fusion && one.fusion,
@@ -370,10 +398,17 @@ fn parse_methods(mut table: Table) -> Checked<Vec<MethodConfig>> {
     };
     let names: Vec<&str> = kind.split('+').map(str::trim).collect();
     let known: Vec<&str> = catalogue().iter().map(|e| e.name).collect();
-    for name in &names {
+    let refuse = |rule: String| Err(ConfigError::new("method.kind", format!("\"{kind}\""), rule));
+    for (i, name) in names.iter().enumerate() {
+        if names[..i].contains(name) {
+            return refuse(format!("`{name}` is named twice"));
+        }
+        if *name == "unimodal" && names.len() > 1 {
+            return refuse("`unimodal` stands alone".to_owned());
+        }
         if *name == "ensemble" {
             let rule = "an ensemble is made of finished unimodal runs: `mm ensemble RUN RUN --out DIR`";
-            return Err(ConfigError::new("method.kind", "\"ensemble\"", rule));
+            return refuse(rule.to_owned());
         }
         if !known.contains(name) {
             return Err(ConfigError::unknown("method.kind", name, &known));

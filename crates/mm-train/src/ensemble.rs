@@ -37,6 +37,10 @@ pub fn ensemble(members: &[PathBuf], out: &Path, rule: Average) -> Result<RunRes
     result.fusion = "none".into();
     result.test = scores(&test, classes)?;
     result.val = val.as_ref().map(|v| scores(v, classes)).transpose()?;
+    result.selected_on_test = results.iter().any(|r| r.selected_on_test);
+    if let Some(marked) = results.iter().find(|r| r.selected_on_test) {
+        result.protocol.clone_from(&marked.protocol);
+    }
     result.dataset.modalities = results.iter().flat_map(|r| r.dataset.modalities.clone()).collect();
     result.unimodal = results.iter().flat_map(|r| r.unimodal.clone()).collect();
     result.modality_gap = BTreeMap::new();

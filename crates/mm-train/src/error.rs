@@ -41,14 +41,14 @@ pub enum TrainError {
         /// What is wrong and what to do.
         reason: String,
     },
-    /// The loss is not a number any more.
+    /// A number is not finite any more.
     #[error(
-        "the loss is {loss} at step {step} (epoch {epoch}): training has diverged; lower optim.lr, set train.clip_norm, \
-         or check the data; the last checkpoint is kept"
+        "{what} at step {step} (epoch {epoch}): training has diverged; lower optim.lr, set train.clip_norm, or check \
+         the data; the last checkpoint is kept"
     )]
     Diverged {
-        /// The loss.
-        loss: f64,
+        /// What is not finite.
+        what: String,
         /// Optimiser step from 0.
         step: usize,
         /// Epoch from 0.

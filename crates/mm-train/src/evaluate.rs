@@ -45,7 +45,7 @@ impl Logits {
 pub struct Quick {
     /// Accuracy.
     pub accuracy: f64,
-    /// Cross-entropy.
+    /// Cross-entropy; NaN where a logit is not finite.
     pub loss: f64,
     /// Accuracy of own heads, else of split logits.
     pub unimodal: Option<Modal<f64>>,
@@ -71,6 +71,9 @@ impl<'a> Evaluator<'a> {
         for batch in self.batches(rows)? {
             let fwd = self.model.forward(&batch, Mode::Eval)?;
             let logits = to_host(&self.step.decide(self.model, &batch, &fwd)?)?;
+            if logits.iter().any(|z| !z.is_finite()) {
+                return Ok(Quick { accuracy: 0.0, loss: f64::NAN, unimodal: None });
+            }
             let decided = metrics::argmax_rows(&logits, classes)?;
             right += decided.iter().zip(batch.labels.iter()).filter(|(a, b)| a == b).count();
             loss += nll(&logits, &batch.labels, classes);
@@ -134,8 +137,10 @@ impl<'a> Evaluator<'a> {
                 tally[m.index()][2].add(&masked, &batch, m, classes)?;
             }
         }
-        let train = &train[..train.len().min(probe_rows)];
-        let learned = self.features(train)?;
+        // Evenly spaced: a file may be sorted by class.
+        let count = train.len().min(probe_rows);
+        let train: Vec<usize> = (0..count).map(|i| train[i * train.len() / count]).collect();
+        let learned = self.features(&train)?;
         let tested = self.features(test)?;
         names
             .iter()

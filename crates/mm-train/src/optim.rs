@@ -138,11 +138,11 @@ impl<'a> Optim<'a> {
     /// An optimiser over all parameters of a store.
     pub fn new(config: OptimConfig, params: &'a ParamStore, clip_norm: Option<f64>) -> Checked<Self> {
         config.check()?;
-        for prefix in config.lr_scale.keys() {
+        for (prefix, factor) in &config.lr_scale {
             if params.group(prefix).next().is_none() {
                 let names: Vec<&str> = params.params().iter().map(mm_core::Param::name).collect();
-                let mut error =
-                    ConfigError::new(format!("optim.lr_scale.{prefix}"), "", "no parameter has this prefix");
+                let field = format!("optim.lr_scale.{prefix}");
+                let mut error = ConfigError::new(field, factor, "no parameter has this prefix");
                 error.suggestion = mm_core::nearest(prefix, &names).map(str::to_owned);
                 return Err(error);
             }

@@ -50,54 +50,129 @@ pub fn section<T: DeserializeOwned>(table: Table, path: &str) -> Checked<T> {
 }
 
 /// Turns serde's message about `table` into an error that names the key.
+///
+/// serde says what is wrong, not where: the place is the one whose removal changes the message.
 fn explain(table: &Table, path: &str, message: &str, retry: impl Fn(Table) -> Option<String>) -> ConfigError {
     let quoted: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
+    let mut places = Vec::new();
+    collect(&Value::Table(table.clone()), &mut Vec::new(), &mut places);
+    let blame = |suspect: &dyn Fn(&[Step], &Value) -> bool| {
+        let suspects = || places.iter().filter(|(place, value)| suspect(place, value));
+        suspects()
+            .find(|(place, _)| retry(without(table, place)).as_deref() != Some(message))
+            .or(suspects().next())
+    };
     if message.starts_with("unknown field")
         && let Some((key, allowed)) = quoted.split_first()
+        && let Some((place, value)) =
+            blame(&|place, _| matches!(place.last(), Some(Step::Key(last)) if last == key))
     {
-        let (inside, value) = locate(table, key).unwrap_or_else(|| ((*key).to_owned(), Value::from("")));
-        return unknown_key(&join(path, &inside), &value, key, allowed);
+        return unknown_key(&dotted(path, place), value, key, allowed);
     }
     if message.starts_with("unknown variant")
         && let Some((name, allowed)) = quoted.split_first()
+        && let Some((place, _)) = blame(&|_, value| value.as_str() == Some(*name))
     {
-        let key = key_of_value(table, name).unwrap_or_else(|| "kind".to_owned());
-        return ConfigError::unknown(join(path, &key), name, allowed);
+        return ConfigError::unknown(dotted(path, place), name, allowed);
     }
     if message.starts_with("missing field")
         && let Some(key) = quoted.first()
     {
-        return ConfigError::new(join(path, key), "nothing", "is required");
+        let incomplete = places.iter().filter(|(_, value)| value.is_table()).find(|(place, _)| {
+            retry(with(table, place, key)).is_none_or(|m| m != message && !m.starts_with("unknown field"))
+        });
+        let path = incomplete.map_or_else(|| path.to_owned(), |(place, _)| dotted(path, place));
+        return ConfigError::new(join(&path, key), "nothing", "is required");
     }
-    // A wrong type: the key without which the message goes away or changes.
-    for key in table.keys() {
-        let mut without = table.clone();
-        without.remove(key);
-        if retry(without).as_deref() != Some(message) {
-            let rule = message.lines().next().unwrap_or(message).replace("invalid type: ", "wrong type: ");
-            return ConfigError::new(join(path, key), &table[key], rule);
+    let rule = message.lines().next().unwrap_or(message).replace("invalid type: ", "wrong type: ");
+    let rule = rule.replace("unit variant, expected string only", "expected a name");
+    let by_value = || blame(&|place, value| !place.is_empty() && message.contains(&described(value)));
+    // Some messages do not quote the value.
+    let by_effect = || {
+        places.iter().find(|(place, _)| {
+            let changed = retry(without(table, place));
+            !place.is_empty() && changed.is_none_or(|m| m != message && !m.starts_with("missing field"))
+        })
+    };
+    let unquoted = message.contains("unit variant");
+    match if unquoted { by_effect() } else { by_value().or_else(by_effect) } {
+        Some((place, value)) => ConfigError::new(dotted(path, place), value, rule),
+        None => ConfigError::new(path, "(the table)", rule),
+    }
+}
+
+/// One step into a value.
+#[derive(Debug, Clone)]
+enum Step {
+    Key(String),
+    Index(usize),
+}
+
+/// Every value inside `value`, itself first, with the way to it.
+fn collect(value: &Value, at: &mut Vec<Step>, found: &mut Vec<(Vec<Step>, Value)>) {
+    found.push((at.clone(), value.clone()));
+    let mut inside = |step: Step, inner: &Value| {
+        at.push(step);
+        collect(inner, at, found);
+        at.pop();
+    };
+    match value {
+        Value::Table(table) => table.iter().for_each(|(key, inner)| inside(Step::Key(key.clone()), inner)),
+        Value::Array(list) => list.iter().enumerate().for_each(|(i, inner)| inside(Step::Index(i), inner)),
+        _ => {}
+    }
+}
+
+/// The table with `edit` applied to the value at `place`.
+fn edited(table: &Table, place: &[Step], edit: impl FnOnce(&mut Value)) -> Table {
+    let mut root = Value::Table(table.clone());
+    let target = place.iter().try_fold(&mut root, |value, step| match step {
+        Step::Key(key) => value.get_mut(key.as_str()),
+        Step::Index(i) => value.get_mut(*i),
+    });
+    if let Some(target) = target {
+        edit(target);
+    }
+    match root {
+        Value::Table(table) => table,
+        _ => Table::new(),
+    }
+}
+
+fn without(table: &Table, place: &[Step]) -> Table {
+    let Some((last, outer)) = place.split_last() else { return Table::new() };
+    edited(table, outer, |value| match (value, last) {
+        (Value::Table(inner), Step::Key(key)) => drop(inner.remove(key)),
+        (Value::Array(list), Step::Index(i)) => drop(list.remove(*i)),
+        _ => {}
+    })
+}
+
+fn with(table: &Table, place: &[Step], key: &str) -> Table {
+    edited(table, place, |value| {
+        if let Value::Table(inner) = value {
+            inner.insert(key.to_owned(), Value::Boolean(true));
         }
-    }
-    ConfigError::new(path, "", message.lines().next().unwrap_or(message))
-}
-
-/// The dotted place of `key` somewhere inside `table`, and its value.
-fn locate(table: &Table, key: &str) -> Option<(String, Value)> {
-    if let Some(value) = table.get(key) {
-        return Some((key.to_owned(), value.clone()));
-    }
-    table.iter().find_map(|(outer, value)| {
-        let (inside, found) = locate(value.as_table()?, key)?;
-        Some((format!("{outer}.{inside}"), found))
     })
 }
 
-fn key_of_value(table: &Table, name: &str) -> Option<String> {
-    table.iter().find_map(|(key, value)| match value {
-        Value::String(s) if s == name => Some(key.clone()),
-        Value::Table(inner) => key_of_value(inner, name).map(|k| format!("{key}.{k}")),
-        _ => None,
+fn dotted(path: &str, place: &[Step]) -> String {
+    place.iter().fold(path.to_owned(), |path, step| match step {
+        Step::Key(key) => join(&path, key),
+        Step::Index(i) => format!("{path}[{i}]"),
     })
+}
+
+/// What serde calls a value in a message about its type.
+fn described(value: &Value) -> String {
+    match value {
+        Value::String(s) => format!("string {s:?}"),
+        Value::Integer(i) => format!("integer `{i}`"),
+        Value::Float(f) => format!("floating point `{f}"),
+        Value::Boolean(b) => format!("boolean `{b}`"),
+        Value::Array(_) => "sequence".to_owned(),
+        Value::Table(_) | Value::Datetime(_) => "map".to_owned(),
+    }
 }
 
 /// Applies `a.b.c=value`; the value is TOML, or a plain string where it is not.

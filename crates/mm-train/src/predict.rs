@@ -50,7 +50,9 @@ pub(crate) fn export(
         architectures: vec!["MultimodalClassifier".into()],
         modalities: data.modalities.names().to_vec(),
         widths: data.inputs.values().iter().map(|x| x.dim).collect(),
-        id2label: data.class_names.iter().cloned().enumerate().collect(),
+        id2label: (0..data.classes)
+            .map(|class| (class, data.class_names.get(class).cloned().unwrap_or_else(|| class.to_string())))
+            .collect(),
         run: config.to_toml()?,
     };
     let standardize = prepared.standardizer.as_ref().map_or_else(BTreeMap::new, |s| {

@@ -9,12 +9,13 @@
 //! RUN/model/            the selected model: config.json, model.safetensors, preprocessor_config.json
 //! RUN/predictions.json  ids, labels and predictions of the test part
 //! RUN/result.json       the result; a run is done when it exists
+//! RUN/.lock             held by the process that trains here
 //! ```
 
 use crate::error::TrainError;
 use candle_core::{Device, Tensor};
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
@@ -46,6 +47,40 @@ pub(crate) fn sync_dir(dir: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
+/// The exclusive use of a run directory, given back when it is dropped or the process ends in whatever way.
+#[derive(Debug)]
+pub(crate) struct Lock {
+    _file: File,
+}
+
+impl Lock {
+    /// Takes the directory, which is made if need be, or fails at once where another process has it.
+    pub(crate) fn take(dir: &Path) -> Result<Self, TrainError> {
+        let path = dir.join(".lock");
+        let fail = |e| TrainError::write(&path, e);
+        fs::create_dir_all(dir).map_err(fail)?;
+        let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(fail)?;
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) => {
+                let reason =
+                    "another process is training in this directory; wait for it or choose another --out";
+                Err(TrainError::run(dir, reason))
+            }
+            // A file system without locks is no reason not to train.
+            Ok(()) | Err(TryLockError::Error(_)) => Ok(Self { _file: file }),
+        }
+    }
+}
+
+/// Removes what a killed [`write_atomic`] left in a directory.
+pub(crate) fn sweep(dir: &Path) {
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with(".tmp-") {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
 /// Tensors as the bytes of a safetensors file with PyTorch's format tag.
 pub fn safetensors_bytes(tensors: &BTreeMap<String, Tensor>, path: &Path) -> Result<Vec<u8>, TrainError> {
     let host: BTreeMap<&str, Tensor> = tensors
@@ -61,7 +96,7 @@ pub fn safetensors_bytes(tensors: &BTreeMap<String, Tensor>, path: &Path) -> Res
 pub fn read_safetensors(path: &Path) -> Result<BTreeMap<String, Tensor>, TrainError> {
     let bytes = fs::read(path).map_err(|e| TrainError::read(path, e))?;
     let tensors = candle_core::safetensors::load_buffer(&bytes, &Device::Cpu).map_err(|e| {
-        TrainError::run(path, format!("is damaged ({e}); restore it or start the run afresh"))
+        TrainError::run(path, format!("is damaged ({e}); restore it or start the run afresh with --fresh"))
     })?;
     Ok(tensors.into_iter().collect())
 }
@@ -69,8 +104,9 @@ pub fn read_safetensors(path: &Path) -> Result<BTreeMap<String, Tensor>, TrainEr
 /// Reads a JSON file of ours.
 pub fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, TrainError> {
     let bytes = fs::read(path).map_err(|e| TrainError::read(path, e))?;
-    serde_json::from_slice(&bytes)
-        .map_err(|e| TrainError::run(path, format!("is damaged ({e}); restore it or start the run afresh")))
+    serde_json::from_slice(&bytes).map_err(|e| {
+        TrainError::run(path, format!("is damaged ({e}); restore it or start the run afresh with --fresh"))
+    })
 }
 
 /// Writes a value as pretty JSON, atomically.
@@ -96,8 +132,9 @@ impl Metrics {
         let mut file = File::options().create(true).truncate(false).write(true).open(path).map_err(fail)?;
         let found = file.metadata().map_err(fail)?.len();
         if found < length {
-            let reason =
-                format!("holds {found} bytes, the checkpoint knows of {length}; start the run afresh");
+            let reason = format!(
+                "holds {found} bytes, the checkpoint knows of {length}; start the run afresh with --fresh"
+            );
             return Err(TrainError::run(path, reason));
         }
         file.set_len(length).map_err(fail)?;

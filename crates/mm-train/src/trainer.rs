@@ -10,11 +10,11 @@ use crate::config::{Protocol, RunConfig, Select};
 use crate::error::TrainError;
 use crate::evaluate::{Evaluator, Quick, scores};
 use crate::optim::{Optim, dtype};
-use crate::record::{Metrics, read_json, write_atomic, write_json};
+use crate::record::{Lock, Metrics, read_json, sweep, write_atomic, write_json};
 use crate::result::{DatasetInfo, PredictionFile, RunResult, Seconds, peak_memory_mib};
 use candle_core::Tensor;
 use mm_balance::{EpochCx, EpochReport, StepCx, StepReport};
-use mm_core::{Batch, ConfigError, Modal, Modalities, Multimodal, StepRng};
+use mm_core::{Batch, ConfigError, Modal, Modalities, ParamStore, StepRng};
 use mm_data::{Loader, Prepared};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -55,23 +55,39 @@ pub enum Outcome {
 /// Trains a run in `dir`.
 pub fn train(config: &RunConfig, dir: &Path, options: Options<'_>) -> Result<Outcome, TrainError> {
     // Everything that can be refused is refused before data are read or a file is touched.
-    let summary = config.data.peek()?;
+    let summary = config.peek()?;
     let modalities = Modalities::new(summary.modalities.iter().map(|(name, _)| name.clone()))?;
     config.check_model(&modalities)?;
     crate::build::device(&config.train.device)?;
 
+    if !options.fresh
+        && let Some(done) = claim(config, dir, options.resume)?
+    {
+        return Ok(Outcome::AlreadyDone(Box::new(done)));
+    }
+    let started = Instant::now();
+    let prepared = config.data.prepare(config.seed)?;
+    check_selection(config, &prepared)?;
+    let data = &prepared.dataset;
+    let widths = data.inputs.map(|_, x| x.dim);
+    let built = build(config, &data.modalities, &widths, data.classes)?;
+    let rows = set_aside(config, &prepared, &built)?;
+
+    // Nothing stands in the way any more: only now is an earlier run replaced.
+    let _lock = Lock::take(dir)?;
     if options.fresh {
         clear(dir)?;
     }
     if let Some(done) = claim(config, dir, options.resume)? {
         return Ok(Outcome::AlreadyDone(Box::new(done)));
     }
-    let started = Instant::now();
-    let prepared = config.data.prepare(config.seed)?;
-    let data = &prepared.dataset;
-    let widths = data.inputs.map(|_, x| x.dim);
-    let built = build(config, &data.modalities, &widths, data.classes)?;
-    let mut run = Run::new(config, dir, options, &prepared, built)?;
+    for dir in [dir, &dir.join("model")] {
+        sweep(dir);
+    }
+    if !dir.join("config.toml").exists() {
+        write_atomic(&dir.join("config.toml"), config.to_toml()?.as_bytes())?;
+    }
+    let mut run = Run::new(config, dir, options, &prepared, built, rows)?;
     run.log(&format!("{} on {}: {} parameters", config.method_name(), data.name, run.parameters))?;
     if run.train()? {
         let result = run.finish(started)?;
@@ -102,7 +118,7 @@ fn clear(dir: &Path) -> Result<(), TrainError> {
     Ok(())
 }
 
-/// Makes sure that the directory belongs to this configuration; returns the result if the run is done.
+/// Makes sure that the directory is free or belongs to this configuration; returns the result if the run is done.
 fn claim(config: &RunConfig, dir: &Path, resume: bool) -> Result<Option<RunResult>, TrainError> {
     let text = config.to_toml()?;
     let path = dir.join("config.toml");
@@ -123,12 +139,20 @@ fn claim(config: &RunConfig, dir: &Path, resume: bool) -> Result<Option<RunResul
                 "holds a run of another configuration; choose another --out or add --fresh to replace it";
             Err(TrainError::run(dir, reason))
         }
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-            write_atomic(&path, text.as_bytes())?;
-            Ok(None)
-        }
-        Err(e) => Err(TrainError::read(&path, e)),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(TrainError::run(dir, format!("cannot be a run directory ({e}); choose another --out"))),
     }
+}
+
+/// Makes sure that there are rows to choose the epoch by.
+fn check_selection(config: &RunConfig, prepared: &Prepared) -> Result<(), TrainError> {
+    if config.train.protocol == Protocol::ValidationSelect && prepared.splits.val.is_empty() {
+        let rule = "there is no validation part to choose the epoch by: set data.split.val or \
+                    data.split.val_fraction; choosing by the test part is refused unless train.protocol = \
+                    \"ogm-test-select\" asks for it by name";
+        return Err(ConfigError::new("data.split", "no validation rows", rule).into());
+    }
+    Ok(())
 }
 
 struct Run<'a> {
@@ -138,6 +162,8 @@ struct Run<'a> {
     prepared: &'a Prepared,
     built: Built,
     parameters: usize,
+    /// Seconds of training in earlier processes.
+    before: f64,
     /// Training rows, without those that a method set aside.
     train_rows: Vec<usize>,
     held_out: Option<Batch>,
@@ -157,19 +183,21 @@ impl<'a> Run<'a> {
         options: Options<'a>,
         prepared: &'a Prepared,
         mut built: Built,
+        (train_rows, held_out): (Vec<usize>, Option<Batch>),
     ) -> Result<Self, TrainError> {
-        let splits = &prepared.splits;
-        if config.train.protocol == Protocol::ValidationSelect && splits.val.is_empty() {
-            let rule = "there is no validation part to choose the epoch by: set data.split.val or \
-                        data.split.val_fraction; choosing by the test part is refused unless train.protocol = \
-                        \"ogm-test-select\" asks for it by name";
-            return Err(ConfigError::new("data.split", "no validation rows", rule).into());
-        }
-        let (train_rows, held_out) = set_aside(config, prepared, &built)?;
+        let dataset_hash = prepared.dataset.hash.clone();
         let loaded = if options.resume { checkpoint::load(&dir.join("ckpt"))? } else { None };
         let (at, best, resumed) = match loaded {
-            None => (Progress::default(), None, None),
+            None => (Progress { dataset_hash, ..Progress::default() }, None, None),
             Some(saved) => {
+                if saved.progress.dataset_hash != dataset_hash {
+                    let reason = format!(
+                        "was begun on other data than {} holds now; restore the data, or start the run afresh with \
+                         --fresh",
+                        prepared.dataset.origin
+                    );
+                    return Err(TrainError::run(dir, reason));
+                }
                 built.params.load(&saved.model)?;
                 built.step.restore(&saved.progress.balance)?;
                 (saved.progress, saved.best, Some(saved.optimizer))
@@ -185,6 +213,7 @@ impl<'a> Run<'a> {
             prepared,
             built,
             parameters,
+            before: at.seconds,
             train_rows,
             held_out,
             at,
@@ -221,9 +250,8 @@ impl<'a> Run<'a> {
             Protocol::ValidationSelect => &self.prepared.splits.val,
             Protocol::OgmTestSelect => &self.prepared.splits.test,
         };
-        let started = self.at.seconds;
-        let clock = self.clock;
-        let seconds = || started + clock.elapsed().as_secs_f64();
+        let (before, clock) = (self.before, self.clock);
+        let seconds = || before + clock.elapsed().as_secs_f64();
 
         while !self.at.finished {
             let epoch = self.at.epoch;
@@ -237,7 +265,7 @@ impl<'a> Run<'a> {
                 model,
                 params,
                 epoch,
-                learning_rate: rate(self.at.step),
+                learning_rate: rate(epoch * per_epoch),
                 batches: pair.as_ref().map(|(inner, outer)| (inner, *outer)),
                 rng: key.epoch(epoch),
             };
@@ -250,7 +278,9 @@ impl<'a> Run<'a> {
                 optim.learning_rate = rate(self.at.step);
                 let report = step.step(&cx, &mut optim)?;
                 if report.rows > 0 && !report.loss.is_finite() {
-                    return Err(TrainError::Diverged { loss: report.loss, step: self.at.step, epoch });
+                    self.metrics.flush()?;
+                    let what = format!("the loss is {}", report.loss);
+                    return Err(TrainError::Diverged { what, step: self.at.step, epoch });
                 }
                 self.metrics.line(&step_line(&self.at, &report, optim.learning_rate, &self.names))?;
                 if report.rows > 0 {
@@ -277,7 +307,12 @@ impl<'a> Run<'a> {
             }
 
             let evaluator = Evaluator { model, step: step.as_ref(), data, dtype, device };
+            check_finite(params, &self.at)?;
             let quick = evaluator.quick(select_rows)?;
+            if !quick.loss.is_finite() {
+                let what = format!("the {} cross-entropy is {}", part(config.train.protocol), quick.loss);
+                return Err(TrainError::Diverged { what, step: self.at.step, epoch });
+            }
             let train_loss = self.at.loss_sum / self.at.loss_rows.max(1) as f64;
             self.metrics.line(&epoch_line(
                 &self.at,
@@ -373,11 +408,7 @@ impl<'a> Run<'a> {
             modality_gap: evaluator.modality_gap(&splits.test)?,
             shapley: evaluator.shapley(&splits.test)?,
             warnings,
-            seconds: Seconds {
-                train: self.at.seconds,
-                total: self.at.seconds + started.elapsed().as_secs_f64()
-                    - self.clock.elapsed().as_secs_f64().min(self.at.seconds),
-            },
+            seconds: Seconds { train: self.at.seconds, total: self.before + started.elapsed().as_secs_f64() },
             peak_memory_mib: peak_memory_mib(),
             device: config.train.device.clone(),
             candle: CANDLE.into(),
@@ -493,13 +524,23 @@ fn better(select: Select, quick: &Quick, best: Option<&Best>) -> bool {
     }
 }
 
+fn check_finite(params: &ParamStore, at: &Progress) -> Result<(), TrainError> {
+    for p in params.params().iter().chain(params.buffers()) {
+        if !mm_core::gradients::square_sum(p.var())?.is_finite() {
+            let what = format!("parameter `{}` is not finite", p.name());
+            return Err(TrainError::Diverged { what, step: at.step, epoch: at.epoch });
+        }
+    }
+    Ok(())
+}
+
 fn copy(tensors: &BTreeMap<String, Tensor>) -> candle_core::Result<BTreeMap<String, Tensor>> {
     tensors.iter().map(|(name, t)| Ok((name.clone(), t.copy()?))).collect()
 }
 
 /// What a checkpoint is made of, borrowed from a run under way.
 struct Snapshot<'s> {
-    params: &'s mm_core::ParamStore,
+    params: &'s ParamStore,
     step: &'s dyn mm_balance::TrainStep,
     optim: &'s Optim<'s>,
     best: Option<&'s BTreeMap<String, Tensor>>,
@@ -507,6 +548,8 @@ struct Snapshot<'s> {
 
 impl Snapshot<'_> {
     fn save(&self, dir: &Path, at: &mut Progress, metrics: &mut Metrics) -> Result<(), TrainError> {
+        // A checkpoint that cannot be gone on from must not replace one that can.
+        check_finite(self.params, at)?;
         let (optimizer, steps) = self.optim.state();
         at.metrics_bytes = metrics.sync()?;
         at.optimizer_steps = steps;
@@ -559,6 +602,3 @@ fn epoch_line(
     }
     line
 }
-
-#[allow(unused)]
-fn _object_safe(_: &dyn Multimodal) {}

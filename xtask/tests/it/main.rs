@@ -1,6 +1,7 @@
 //! Calls of the program itself, with a stand-in for `mm` (`fake-mm.sh`).
 #![cfg(unix)]
 
+mod architecture;
 mod experiments;
 mod reproduce;
 

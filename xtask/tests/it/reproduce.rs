@@ -30,7 +30,7 @@ sum-ce         79.83±0.80  79.83±0.80  5.00±0.00     -1.17 [-1.68, -0.65] ▼
         "Best method by validation accuracy: mlb.",
         "Agreement of joint with the models trained alone, percent of 12 test rows (all seeds and folds)",
         "commit c0ffee, candle 0.11.1, device cpu",
-        "mlb: method.alpha = 0.8",
+        "mlb: optim.lr = 0.005",
         "command: `cargo xtask reproduce --method",
     ] {
         assert!(text.contains(part), "`{part}` is not in:\n{text}");

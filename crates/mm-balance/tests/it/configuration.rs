@@ -46,7 +46,9 @@ fn unknown_keys_are_refused_and_named() {
     assert!(error.contains("unknown field `rat`"), "{error}");
     for kind in ["paper", "exponential", "polynomial", "fixed"] {
         let needed = if kind == "fixed" { "supervised = 0.5\n" } else { "" };
-        let error = refused(&format!("kind = \"lfm-heuristic\"\n[schedule]\nkind = \"{kind}\"\n{needed}weight = 0.3"));
+        let error = refused(&format!(
+            "kind = \"lfm-heuristic\"\n[schedule]\nkind = \"{kind}\"\n{needed}weight = 0.3"
+        ));
         assert!(error.contains("unknown field `weight`"), "{kind}: {error}");
     }
     assert!(refused("kind = \"mbl\"").contains("unknown variant `mbl`"));
@@ -80,7 +82,8 @@ fn values_out_of_range_are_refused_by_field() {
         ("multimodal-loss", "temperature = -0.1", "temperature"),
     ];
     for (kind, line, field) in bad {
-        let config: MethodConfig = toml::from_str(&format!("kind = \"{kind}\"\n{line}")).expect("well-formed");
+        let config: MethodConfig =
+            toml::from_str(&format!("kind = \"{kind}\"\n{line}")).expect("well-formed");
         let error = config.check(2).expect_err(line);
         assert_eq!(error.field, field, "{kind}: {line}: {error}");
     }
@@ -118,7 +121,13 @@ fn schedule() -> impl Strategy<Value = Schedule> {
 fn bilevel() -> impl Strategy<Value = Bilevel> {
     let variant = prop_oneof![Just(lfm_weight::Variant::Unrolled), Just(lfm_weight::Variant::ReleasedHvp)];
     (variant, 0.05..=0.95f64, 1e-6..10.0f64, prop::option::of(1e-4..1.0f64), 2usize..100).prop_map(
-        |(variant, initial, rate, inner_rate, held_out)| Bilevel { variant, initial, rate, inner_rate, held_out },
+        |(variant, initial, rate, inner_rate, held_out)| Bilevel {
+            variant,
+            initial,
+            rate,
+            inner_rate,
+            held_out,
+        },
     )
 }
 
@@ -130,9 +139,15 @@ fn ogm_config() -> impl Strategy<Value = OgmConfig> {
     let parameters =
         prop_oneof![Just(ogm::Parameters::All), Just(ogm::Parameters::Conv), Just(ogm::Parameters::Weights)];
     let variant = prop_oneof![Just(ogm::Variant::Paper), Just(ogm::Variant::Released)];
-    (0.01..5.0f64, variant, parameters, window()).prop_map(|(alpha, variant, parameters, (start_epoch, end_epoch))| {
-        OgmConfig { alpha, variant, parameters, start_epoch, end_epoch }
-    })
+    (0.01..5.0f64, variant, parameters, window()).prop_map(
+        |(alpha, variant, parameters, (start_epoch, end_epoch))| OgmConfig {
+            alpha,
+            variant,
+            parameters,
+            start_epoch,
+            end_epoch,
+        },
+    )
 }
 
 fn method() -> impl Strategy<Value = MethodConfig> {
@@ -148,7 +163,13 @@ fn method() -> impl Strategy<Value = MethodConfig> {
         },
     );
     let opm = (0.0..=1.0f64, 0.0..3.0f64, 0.0..=1.0f64, window()).prop_map(
-        |(q_base, lambda, p_exe, (start_epoch, end_epoch))| OpmConfig { q_base, lambda, p_exe, start_epoch, end_epoch },
+        |(q_base, lambda, p_exe, (start_epoch, end_epoch))| OpmConfig {
+            q_base,
+            lambda,
+            p_exe,
+            start_epoch,
+            end_epoch,
+        },
     );
     let heuristic = (matching(), 0.01..2.0f64, 0.1..3.0f64, schedule()).prop_map(
         |(matching, temperature, loss_scale, schedule)| {
@@ -160,8 +181,9 @@ fn method() -> impl Strategy<Value = MethodConfig> {
             MethodConfig::LfmLearned(LfmLearnedConfig { matching, temperature, loss_scale, bilevel })
         },
     );
-    let proxies = (1usize..50, 0.01..2.0f64)
-        .prop_map(|(proxies, temperature)| MethodConfig::MultimodalLoss(MultiModalLossConfig { proxies, temperature }));
+    let proxies = (1usize..50, 0.01..2.0f64).prop_map(|(proxies, temperature)| {
+        MethodConfig::MultimodalLoss(MultiModalLossConfig { proxies, temperature })
+    });
     prop_oneof![
         Just(MethodConfig::Joint(Default::default())),
         Just(MethodConfig::SumCe(Default::default())),

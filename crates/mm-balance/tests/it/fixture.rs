@@ -61,7 +61,8 @@ impl Fixture {
     /// Compares with an expectation whose entries are all rounding: within `absolute`.
     #[track_caller]
     pub(crate) fn compare_zero(&self, key: &str, actual: &Tensor, absolute: f64) {
-        let largest = self.golden.values(key).iter().fold(mm_testkit::close::SMALLEST_SCALE, |s, v| s.max(v.abs()));
+        let largest =
+            self.golden.values(key).iter().fold(mm_testkit::close::SMALLEST_SCALE, |s, v| s.max(v.abs()));
         self.compare(key, actual, absolute / largest);
     }
 

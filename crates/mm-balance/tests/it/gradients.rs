@@ -2,7 +2,7 @@
 
 use candle_core::{Device, Result, Tensor};
 use mm_balance::lfm::{alignment, info_nce, jensen_shannon};
-use mm_balance::{multi_loss, multimodal_loss, sum_ce};
+use mm_balance::{multimodal_loss, sum_ce, unimodal};
 use mm_core::{Batch, Modal, Presence, StepRng};
 use mm_kernels::check::gradcheck;
 use mm_kernels::cross_entropy;
@@ -55,7 +55,7 @@ fn losses_over_heads() -> Result<()> {
             batch.present[mm_core::Modality::new(1)] = Some(presence.clone());
         }
         let modal = |x: &[Tensor]| -> Modal<Tensor> { x.iter().cloned().collect() };
-        gradcheck(|x| multi_loss::unimodal_losses(&modal(x), &batch), &heads, EPS, TOL)?;
+        gradcheck(|x| Ok(unimodal::losses_and_scores(&modal(x), &batch)?.0), &heads, EPS, TOL)?;
         let summed = |x: &[Tensor]| {
             let probabilities = sum_ce::probabilities(&modal(x), &batch)?;
             cross_entropy(&mm_core::model::sum(probabilities.values())?, &batch.labels, None)
@@ -71,6 +71,8 @@ fn kernels_say_what_does_not_fit() -> Result<()> {
     let text = |r: Result<Tensor>| r.err().map(|e| e.to_string()).unwrap_or_default();
     assert!(text(info_nce(&a, &b, 0.1)).contains("needs features of one width"));
     assert!(text(alignment(&a, &b)).contains("cannot be matched"));
-    assert!(text(multimodal_loss::logits(&a, &b, 2, 10.0).map(|p| p.logits)).contains("do not fit 2 classes"));
+    assert!(
+        text(multimodal_loss::logits(&a, &b, 2, 10.0).map(|p| p.logits)).contains("do not fit 2 classes")
+    );
     Ok(())
 }

@@ -169,7 +169,9 @@ fn methods_compose_and_two_decisions_do_not() -> Result<()> {
         let batch = options.batch(n as u64, ROWS)?;
         let report = step.step(&context(&toy, &batch, n), &mut optimizer)?;
         dropped += ROWS - report.rows;
-        assert!(observed(&report, "drop_probability").len() == 3 && observed(&report, "coefficient").len() == 3);
+        assert!(
+            observed(&report, "drop_probability").len() == 3 && observed(&report, "coefficient").len() == 3
+        );
         let scores = observed(&report, "score");
         assert_eq!(scores[..3], scores[3..], "the two share one computation");
     }
@@ -199,7 +201,11 @@ fn the_states_of_composed_methods_come_back() -> Result<()> {
 }
 
 /// Everything that a step produced is finite, except scores and ratios of what is not there.
-fn assert_finite(name: &str, report: &StepReport, gradients: &std::collections::BTreeMap<String, Tensor>) -> Result<()> {
+fn assert_finite(
+    name: &str,
+    report: &StepReport,
+    gradients: &std::collections::BTreeMap<String, Tensor>,
+) -> Result<()> {
     assert!(report.loss.is_finite(), "{name}: loss {}", report.loss);
     assert!(!gradients.is_empty(), "{name}");
     for (parameter, gradient) in gradients {
@@ -213,7 +219,11 @@ fn assert_finite(name: &str, report: &StepReport, gradients: &std::collections::
 }
 
 /// One step of every method and both fusions; OPM and its kind always execute.
-fn each_step(modalities: usize, dtype: DType, batch: &dyn Fn(&Options) -> Result<Batch>) -> Result<Vec<(String, StepReport)>> {
+fn each_step(
+    modalities: usize,
+    dtype: DType,
+    batch: &dyn Fn(&Options) -> Result<Batch>,
+) -> Result<Vec<(String, StepReport)>> {
     let mut reports = Vec::new();
     for text in settings(modalities) {
         let text = if text == "kind = \"opm\"" { "kind = \"opm\"\np_exe = 1.0\nq_base = 0.9" } else { &text };
@@ -312,7 +322,11 @@ fn inputs_of_nothing_and_equal_modalities_train() -> Result<()> {
     // An exact tie: both modalities are one tensor.
     let toy = over_features(&[4, 4], CLASSES, DType::F64)?;
     let block = toy.store.find("fusion.m0.weight").map(|p| p.var().copy()).transpose()?;
-    crate::nets::set(&toy.store, "fusion.m1.weight", &block.ok_or_else(|| candle_core::Error::Msg("no block".into()))?)?;
+    crate::nets::set(
+        &toy.store,
+        "fusion.m1.weight",
+        &block.ok_or_else(|| candle_core::Error::Msg("no block".into()))?,
+    )?;
     let x = options(2, 0, DType::F64).batch(0, ROWS)?.inputs.into_values().swap_remove(0);
     let batch = Batch::new(Modal::new(vec![x.clone(), x]), vec![0; ROWS])?;
     let ogm = OgmConfig::default().build(2, true).map_err(candle_core::Error::wrap)?;
@@ -336,7 +350,11 @@ fn logits_of_thousands_train() -> Result<()> {
     }
     // Scores of exactly 0 and 1.
     let certain = |label: u32| -> Result<Tensor> {
-        let rows = vec![(0..CLASSES as u32).map(|c| if c == label { 1000.0 } else { -1000.0 }).collect::<Vec<f64>>(); 2];
+        let rows =
+            vec![
+                (0..CLASSES as u32).map(|c| if c == label { 1000.0 } else { -1000.0 }).collect::<Vec<f64>>();
+                2
+            ];
         Tensor::new(rows, &Device::Cpu)
     };
     let batch = Batch::new(Modal::new(vec![certain(0)?, certain(1)?]), vec![0, 0])?;
@@ -358,7 +376,8 @@ fn the_learning_rate_variant_scales_the_rate_and_not_the_gradient() -> Result<()
         let mlb = MlbConfig { apply, ..MlbConfig::default() }.build().map_err(candle_core::Error::wrap)?;
         one_step(&toy, &batch, mlb)
     };
-    let plain = one_step(&toy, &batch, MultiLossConfig::default().build().map_err(candle_core::Error::wrap)?)?.1;
+    let plain =
+        one_step(&toy, &batch, MultiLossConfig::default().build().map_err(candle_core::Error::wrap)?)?.1;
     let (report, by_rate) = step(Apply::LearningRate)?;
     let by_gradient = step(Apply::Gradient)?.1;
     let k = observed(&report, "coefficient");
@@ -422,7 +441,11 @@ fn ogm_touches_only_the_parameters_it_is_told_to() -> Result<()> {
                 .map(|(name, _)| name.as_str())
                 .collect();
             // Without noise one of the two encoders leads; with noise both change.
-            assert_eq!(changed.len(), touched * if noise { 2 } else { 1 }, "{parameters:?} {noise}: {changed:?}");
+            assert_eq!(
+                changed.len(),
+                touched * if noise { 2 } else { 1 },
+                "{parameters:?} {noise}: {changed:?}"
+            );
             assert!(changed.iter().all(|name| name.starts_with("encoder.")), "{changed:?}");
         }
     }
@@ -443,7 +466,8 @@ fn the_released_statistic_is_the_same_in_both_precisions() -> Result<()> {
         let toy = Toy { model: Composite::new(names, CLASSES, encoders, Some(fusion))?, store };
         let batch = options(2, 0, dtype).batch(0, 16)?;
         let bilevel = Bilevel { variant: Variant::ReleasedHvp, ..Bilevel::default() };
-        let config = LfmLearnedConfig { matching: Matching::Alignment, bilevel, ..LfmLearnedConfig::default() };
+        let config =
+            LfmLearnedConfig { matching: Matching::Alignment, bilevel, ..LfmLearnedConfig::default() };
         let mut method = config.build().map_err(candle_core::Error::wrap)?;
         let before = toy.store.snapshot()?;
         method.epoch_start(&EpochCx {

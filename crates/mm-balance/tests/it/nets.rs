@@ -4,8 +4,8 @@ use candle_core::{DType, Device, Result, Tensor, bail};
 use mm_balance::{Balancer, Joint, Optimizer, StepCx, StepReport, TrainStep};
 use mm_core::model::sum;
 use mm_core::{
-    Batch, Composite, Encoder, Features, Fusion, Gradients, Head, Init, Modal, Modalities, Mode, ParamStore, Presence,
-    Scope, StepRng,
+    Batch, Composite, Encoder, Features, Fusion, Gradients, Head, Init, Modal, Modalities, Mode, ParamStore,
+    Presence, Scope, StepRng,
 };
 use mm_kernels::linear::linear;
 use mm_testkit::toy::{self, Toy};
@@ -75,7 +75,8 @@ impl ConvEncoder {
 
 impl Encoder for ConvEncoder {
     fn forward(&self, x: &Tensor, _: Mode) -> Result<Tensor> {
-        let y = mm_kernels::batch_norm_train(&self.convolve(x)?, Some(&self.scale), Some(&self.shift), 1e-5)?.y;
+        let y =
+            mm_kernels::batch_norm_train(&self.convolve(x)?, Some(&self.scale), Some(&self.shift), 1e-5)?.y;
         mm_kernels::tanh(&y)?.mean(2)
     }
     fn dim(&self) -> usize {
@@ -106,7 +107,11 @@ impl MeanLogits {
         Box::new(Self(None))
     }
 
-    pub(crate) fn of_heads(mut scope: Scope<'_>, names: &Modalities, shapes: &[[usize; 2]]) -> Result<Box<dyn Fusion>> {
+    pub(crate) fn of_heads(
+        mut scope: Scope<'_>,
+        names: &Modalities,
+        shapes: &[[usize; 2]],
+    ) -> Result<Box<dyn Fusion>> {
         let heads = Modal::try_from_fn(names.len(), |m| {
             let ([out, width], mut scope) = (shapes[m.index()], scope.child(names.name(m)));
             Result::Ok((

@@ -4,7 +4,9 @@ use candle_core::{DType, Device, Result, Tensor, Var};
 use mm_balance::lfm::{self, LfmHeuristicConfig, LfmLearnedConfig, Matcher, Matching};
 use mm_balance::lfm_weight::{self, Bilevel, Schedule, Variant};
 use mm_balance::{Balancer, EpochCx};
-use mm_core::{Batch, Composite, Encoder, Gradients, Modal, Modalities, Mode, Multimodal, ParamStore, StepRng};
+use mm_core::{
+    Batch, Composite, Encoder, Gradients, Modal, Modalities, Mode, Multimodal, ParamStore, StepRng,
+};
 use mm_kernels::cross_entropy;
 use mm_testkit::toy::{self, Toy};
 
@@ -45,7 +47,8 @@ fn schedules(golden: &Fixture) {
     let times = golden.values("sched.paper.t");
     let at: Vec<f64> = times.iter().map(|&t| lfm_weight::paper_matching(t)).collect();
     golden.compare("sched.paper.alpha_1_minus_exp_minus_inv_t", &at, 1e-9);
-    let by_epoch: Vec<f64> = times.iter().map(|&t| 1.0 - Schedule::Paper.supervised(t as usize - 1)).collect();
+    let by_epoch: Vec<f64> =
+        times.iter().map(|&t| 1.0 - Schedule::Paper.supervised(t as usize - 1)).collect();
     golden.compare("sched.paper.alpha_1_minus_exp_minus_inv_t", &by_epoch, 1e-9);
 }
 
@@ -251,7 +254,12 @@ fn learned(bilevel: Bilevel) -> lfm::Lfm {
 }
 
 /// Weight and statistic after the start of an epoch.
-fn epoch_start(method: &mut lfm::Lfm, toy: &Toy, epoch: usize, batches: (&Batch, &Batch)) -> Result<(f64, f64)> {
+fn epoch_start(
+    method: &mut lfm::Lfm,
+    toy: &Toy,
+    epoch: usize,
+    batches: (&Batch, &Batch),
+) -> Result<(f64, f64)> {
     let cx = EpochCx {
         model: &toy.model,
         params: &toy.store,

@@ -95,13 +95,18 @@ fn classification(golden: &Fixture, count: usize, prefix: &str, dtype: DType) ->
         let key = |name: &str| key(&format!("case{case}.{name}"));
         let [alpha, beta_max] = golden.values(&key("alpha_beta"))[..] else { panic!("alpha and beta") };
         // With β_max = 2 the two variants are one; the file means the released one by it.
-        let variants = if beta_max == 2.0 { vec![Variant::Released, Variant::Paper] } else { vec![Variant::Paper] };
+        let variants =
+            if beta_max == 2.0 { vec![Variant::Released, Variant::Paper] } else { vec![Variant::Paper] };
         for variant in variants {
             let config = MlbConfig { alpha, beta_max, variant, ..MlbConfig::default() };
             let (report, modulated) = one_step(&toy, &batch, config.build().expect("valid"))?;
             golden.compare(&key("k"), &observed(&report, "coefficient"), rounded(dtype));
             for name in golden.under(&key("grad_post.")) {
-                golden.compare(&key(&format!("grad_post.{name}")), &modulated.gradients[&ours(&name)], rounded(dtype));
+                golden.compare(
+                    &key(&format!("grad_post.{name}")),
+                    &modulated.gradients[&ours(&name)],
+                    rounded(dtype),
+                );
             }
             let sums: Vec<f64> = observed(&report, "score").iter().map(|s| s * batch.rows() as f64).collect();
             golden.compare(&format!("{prefix}.score_sum"), &sums, tol);

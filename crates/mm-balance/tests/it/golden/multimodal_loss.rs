@@ -20,8 +20,11 @@ fn is_input(key: &str) -> bool {
 fn multimodal_loss() -> Result<()> {
     let golden = Fixture::open("multimodal_loss", is_input);
     for (prefix, dtype) in PRECISIONS {
-        let cases: Vec<String> =
-            golden.under(&format!("{prefix}.")).iter().filter_map(|k| k.strip_suffix(".fc").map(str::to_owned)).collect();
+        let cases: Vec<String> = golden
+            .under(&format!("{prefix}."))
+            .iter()
+            .filter_map(|k| k.strip_suffix(".fc").map(str::to_owned))
+            .collect();
         let plain: Vec<&String> = cases.iter().filter(|case| !case.contains('.')).collect();
         assert!(!plain.is_empty());
         for case in plain {
@@ -73,7 +76,8 @@ fn by_method(golden: &Fixture, prefix: &str, case: &str, dtype: DType) -> Result
 
     let heads = Modal::try_from_fn(modalities, |m| uni.narrow(1, m.index(), 1)?.squeeze(1))?;
     let batch = Batch::new(heads.map(|_, h| h.detach()), golden.labels(&format!("{case}.labels")))?;
-    let encoders = Modal::from_fn(modalities, |_| Box::new(crate::nets::Identity(classes)) as Box<dyn Encoder>);
+    let encoders =
+        Modal::from_fn(modalities, |_| Box::new(crate::nets::Identity(classes)) as Box<dyn Encoder>);
     let model = Composite::new(toy::modalities(modalities)?, classes, encoders, None)?;
     let fused = sum(heads.values())?;
     let forward = Forward { features: heads.clone(), fused, heads: Some(heads), split: None };

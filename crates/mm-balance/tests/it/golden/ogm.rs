@@ -149,7 +149,11 @@ fn two_modalities(golden: &Fixture, prefix: &str, dtype: DType) -> Result<()> {
             let m = usize::from(name.starts_with(NAMES[1]));
             let noise = golden.input(&format!("unit_noise.{name}"), dtype);
             golden.compare(&format!("{prefix}.ge_std.{name}"), &ogm::noise_deviation(&before)?, tol);
-            golden.compare(&key(&format!("grad_post_ge.{name}")), &ogm::enhanced(&before, k[m], &noise)?, tol);
+            golden.compare(
+                &key(&format!("grad_post_ge.{name}")),
+                &ogm::enhanced(&before, k[m], &noise)?,
+                tol,
+            );
         }
     }
     Ok(())

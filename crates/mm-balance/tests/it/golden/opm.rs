@@ -8,7 +8,8 @@ use mm_kernels::cross_entropy;
 
 fn is_input(key: &str) -> bool {
     let last = key.rsplit('.').next().unwrap_or(key);
-    matches!(key, "perf_pairs" | "drop.labels" | "drop.mask_b2") || matches!(last, "W" | "b" | "feat_a" | "feat_v")
+    matches!(key, "perf_pairs" | "drop.labels" | "drop.mask_b2")
+        || matches!(last, "W" | "b" | "feat_a" | "feat_v")
 }
 
 #[test]
@@ -43,7 +44,8 @@ fn drop_step(golden: &Fixture, prefix: &str, dtype: DType) -> Result<()> {
     let batch = Batch::new(features.clone(), golden.labels("drop.labels"))?;
 
     // The method itself, which never drops with p_exe = 0, and so shows scores and probabilities only.
-    let mut method = OpmConfig { q_base: 0.5, lambda: 0.5, p_exe: 0.0, ..OpmConfig::default() }.build().expect("valid");
+    let mut method =
+        OpmConfig { q_base: 0.5, lambda: 0.5, p_exe: 0.0, ..OpmConfig::default() }.build().expect("valid");
     method.features(&context(&toy, &batch, 0), features.clone())?;
     let mut report = StepReport { loss: 0.0, rows: batch.rows(), observations: Vec::new() };
     method.observe(&mut |name, m, value| report.observations.push((name, m, value)));
@@ -68,7 +70,8 @@ fn drop_step(golden: &Fixture, prefix: &str, dtype: DType) -> Result<()> {
     golden.compare(&key("cleaned_v"), &edited.features.values()[1], tol);
     let all: Vec<u32> = (0..batch.rows() as u32).collect();
     let kept = edited.keep.unwrap_or(all);
-    let flags: Vec<f64> = (0..batch.rows() as u32).map(|row| f64::from(u8::from(kept.contains(&row)))).collect();
+    let flags: Vec<f64> =
+        (0..batch.rows() as u32).map(|row| f64::from(u8::from(kept.contains(&row)))).collect();
     golden.compare(&key("update_flag"), &flags, 0.0);
 
     let batch = batch.select(&kept)?;

@@ -1,0 +1,11 @@
+//! Tests of the trainer as a library.
+
+#![allow(missing_docs, clippy::unwrap_used)]
+
+mod config;
+mod determinism;
+mod directory;
+mod optim;
+mod refused;
+mod selection;
+mod support;
