@@ -340,7 +340,7 @@ impl<B: Balancer> Balancer for Windowed<B> {
         self.inner.epoch_end(cx, seen)
     }
     fn observe(&self, sink: &mut dyn FnMut(&'static str, Option<usize>, f64)) {
-        if self.inside {
+        if self.acting {
             self.inner.observe(sink);
         }
     }
