@@ -73,18 +73,15 @@ impl StepCx<'_> {
         if let Some(scores) = self.scores.borrow().as_ref() {
             return Ok(scores.clone());
         }
-        let scores = match split {
-            Some(split) => score::true_class(split, self.batch)?,
-            None => {
-                let z = features.map(|_, h| h.detach());
-                let logits = match self.model.split_logits(&z)? {
-                    Some(split) => split,
-                    None => {
-                        z.try_map(|m, _| self.model.masked_logits(m, &z, &self.batch.present, Mode::Eval))?
-                    }
-                };
-                score::true_class(&logits, self.batch)?
-            }
+        let scores = if let Some(split) = split {
+            score::true_class(split, self.batch)?
+        } else {
+            let z = features.map(|_, h| h.detach());
+            let logits = match self.model.split_logits(&z)? {
+                Some(split) => split,
+                None => z.try_map(|m, _| self.model.masked_logits(m, &z, &self.batch.present, Mode::Eval))?,
+            };
+            score::true_class(&logits, self.batch)?
         };
         *self.scores.borrow_mut() = Some(scores.clone());
         Ok(scores)

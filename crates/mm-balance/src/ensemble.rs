@@ -34,23 +34,41 @@ pub fn average(members: &[&[f64]], rule: Average) -> Result<Vec<f64>, ConfigErro
         let rule = format!("every member must have {} classes", first.len());
         return Err(ConfigError::new("members", format!("{} classes", odd.len()), rule));
     }
-    let mut total = vec![0.0; first.len()];
-    for logits in members {
-        let high = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        let norm = high + logits.iter().map(|z| (z - high).exp()).sum::<f64>().ln();
-        for (t, z) in total.iter_mut().zip(*logits) {
-            *t += match rule {
-                Average::Mean => (z - norm).exp(),
-                Average::LogMean => z - norm,
-            };
-        }
-    }
+    let log_probabilities: Vec<Vec<f64>> = members
+        .iter()
+        .map(|logits| {
+            let norm = log_sum_exp(logits.iter().copied());
+            logits.iter().map(|z| z - norm).collect()
+        })
+        .collect();
     let count = members.len() as f64;
-    Ok(total
-        .into_iter()
-        .map(|t| match rule {
-            Average::Mean => (t / count).ln(),
-            Average::LogMean => t / count,
+    let of_class = |c: usize| log_probabilities.iter().map(move |p| p[c]);
+    Ok((0..first.len())
+        .map(|c| match rule {
+            Average::Mean => log_sum_exp(of_class(c)) - count.ln(),
+            Average::LogMean => of_class(c).sum::<f64>() / count,
         })
         .collect())
+}
+
+/// log Σ exp(x), without overflow, and without -∞ where every term underflows.
+fn log_sum_exp(values: impl Iterator<Item = f64> + Clone) -> f64 {
+    let high = values.clone().fold(f64::NEG_INFINITY, f64::max);
+    high + values.map(|x| (x - high).exp()).sum::<f64>().ln()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn impossible_classes_stay_finite() {
+        let sure = [2000.0, 0.0];
+        for rule in [Average::Mean, Average::LogMean] {
+            let z = average(&[&sure, &sure], rule).unwrap();
+            assert!((z[0]).abs() < 1e-12 && (z[1] + 2000.0).abs() < 1e-9, "{z:?}");
+        }
+        let z = average(&[&[0.0, 0.0], &[9f64.ln(), 0.0]], Average::Mean).unwrap();
+        assert!((z[0].exp() - 0.7).abs() < 1e-12);
+    }
 }

@@ -45,6 +45,9 @@ use mm_core::{Batch, Checked, ConfigError, Gradients, Mode, Multimodal, ParamSto
 use mm_kernels::cross_entropy::cross_entropy;
 use serde::{Deserialize, Serialize};
 
+/// A gradient for each parameter of a store, in its order; `None` where the loss does not reach it.
+pub type ByParameter = Vec<Option<Tensor>>;
+
 const LOW: f64 = 0.05;
 const HIGH: f64 = 0.95;
 /// Coefficients of the released curve, constant term first.
@@ -194,7 +197,7 @@ pub fn unrolled_hypergradient(
 /// assert!((matching - 0.6).abs() < 1e-15 && rate == 0.05);
 /// ```
 pub fn released_step(epoch: usize, rate: f64, matching: f64, statistic: f64) -> (f64, f64) {
-    let rate = if epoch > 0 && epoch % 20 == 0 { rate / 2.0 } else { rate };
+    let rate = if epoch > 0 && epoch.is_multiple_of(20) { rate / 2.0 } else { rate };
     ((matching - rate * statistic).clamp(LOW, HIGH), rate)
 }
 
@@ -204,8 +207,8 @@ pub fn hessian_vector_product(
     params: &ParamStore,
     v: &[Option<Tensor>],
     step: f64,
-    mut gradient: impl FnMut() -> Result<Vec<Option<Tensor>>>,
-) -> Result<Vec<Option<Tensor>>> {
+    mut gradient: impl FnMut() -> Result<ByParameter>,
+) -> Result<ByParameter> {
     let mut square = 0.0;
     for t in v.iter().flatten() {
         square += mm_core::gradients::square_sum(t)?;
@@ -215,7 +218,7 @@ pub fn hessian_vector_product(
     }
     let eps = step / square.sqrt();
     let start = params.snapshot()?;
-    let mut total: Vec<Option<Tensor>> = vec![None; v.len()];
+    let mut total: ByParameter = vec![None; v.len()];
     for (multiple, weight) in [(1.0, 8.0), (-1.0, -8.0), (2.0, -1.0), (-2.0, 1.0)] {
         for (id, direction) in params.ids().zip(v) {
             if let Some(d) = direction {
@@ -346,7 +349,7 @@ struct Derivatives<'a, 'b> {
 }
 
 impl Derivatives<'_, '_> {
-    fn collect(&self, loss: &Tensor) -> Result<Vec<Option<Tensor>>> {
+    fn collect(&self, loss: &Tensor) -> Result<ByParameter> {
         let gradients = Gradients::collect(self.cx.params, loss.backward()?);
         self.cx.params.ids().map(|id| gradients.get(id)).collect()
     }
@@ -358,7 +361,7 @@ impl Derivatives<'_, '_> {
         Ok((supervised, self.matcher.loss(model, batch, &fwd, Mode::Eval)?))
     }
 
-    fn both(&self, batch: &Batch) -> Result<(Vec<Option<Tensor>>, Vec<Option<Tensor>>)> {
+    fn both(&self, batch: &Batch) -> Result<(ByParameter, ByParameter)> {
         let (supervised, matching) = self.losses(batch)?;
         let none = || vec![None; self.cx.params.len()];
         Ok((self.collect(&supervised)?, matching.map_or_else(|| Ok(none()), |l| self.collect(&l))?))

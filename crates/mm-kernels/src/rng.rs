@@ -270,7 +270,10 @@ mod tests {
         let points = [(-4.0, 3.167e-5), (-3.5, 2.326e-4), (-2.0, 0.022_750), (-0.5, 0.308_538), (0.0, 0.5)];
         for (at, expected) in points.iter().flat_map(|&(x, p): &(f64, f64)| [(x, p), (-x, 1.0 - p)]) {
             let share = draws.iter().filter(|&&z| f64::from(z) < at).count() as f64 / n;
-            assert!((share - expected).abs() < 5.0 * (expected * (1.0 - expected) / n).sqrt(), "{at}: {share}");
+            assert!(
+                (share - expected).abs() < 5.0 * (expected * (1.0 - expected) / n).sqrt(),
+                "{at}: {share}"
+            );
         }
     }
 

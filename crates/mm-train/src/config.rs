@@ -363,7 +363,7 @@ impl RunConfig {
     /// The first eight hex digits of the SHA-256 of [`RunConfig::to_toml`].
     pub fn hash8(&self) -> Checked<String> {
         let digest = Sha256::digest(self.to_toml()?.as_bytes());
-        Ok(digest.iter().take(4).map(|b| format!("{b:02x}")).collect())
+        Ok(format!("{:08x}", u32::from_be_bytes([digest[0], digest[1], digest[2], digest[3]])))
     }
 }
 

@@ -51,7 +51,7 @@ pub struct Quick {
     pub unimodal: Option<Modal<f64>>,
 }
 
-impl<'a> Evaluator<'a> {
+impl Evaluator<'_> {
     fn batches(&self, rows: &[usize]) -> Result<Vec<Batch>, TrainError> {
         let loader = Loader::new(self.data, rows.to_vec(), EVAL_BATCH)?;
         Ok(loader

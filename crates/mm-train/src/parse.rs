@@ -41,9 +41,10 @@ fn unknown_key(field: &str, value: &Value, key: &str, allowed: &[&str]) -> Confi
 
 /// Reads a table as `T`; `path` is where it stands in the file.
 pub fn section<T: DeserializeOwned>(table: Table, path: &str) -> Checked<T> {
-    match Value::Table(table.clone()).try_into::<T>() {
+    let written = table.clone();
+    match Value::Table(table).try_into::<T>() {
         Ok(value) => Ok(value),
-        Err(error) => Err(explain(&table, path, error.message(), |t| {
+        Err(error) => Err(explain(&written, path, error.message(), |t| {
             Value::Table(t).try_into::<T>().err().map(|e| e.message().to_owned())
         })),
     }

@@ -87,6 +87,7 @@ pub fn safetensors_bytes(tensors: &BTreeMap<String, Tensor>, path: &Path) -> Res
         .iter()
         .map(|(name, t)| Ok((name.as_str(), t.detach().to_device(&Device::Cpu)?.contiguous()?)))
         .collect::<candle_core::Result<_>>()?;
+    #[allow(clippy::disallowed_types)] // safetensors asks for one; with a single entry it has no order
     let metadata = std::collections::HashMap::from([("format".to_owned(), "pt".to_owned())]);
     safetensors::serialize(host.iter().map(|(n, t)| (*n, t)), Some(metadata))
         .map_err(|e| TrainError::run(path, format!("tensors cannot be written: {e}")))

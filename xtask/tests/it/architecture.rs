@@ -33,7 +33,10 @@ fn siblings_do_not_depend_on_each_other() {
         }
     }
     assert!(!all["mm-core"].iter().any(|d| siblings.contains(&d.as_str())));
-    assert!(!all["mm-kernels"].iter().any(|d| d.starts_with("mm-")), "mm-kernels knows nothing of the others");
+    assert!(
+        !all["mm-kernels"].iter().any(|d| d.starts_with("mm-")),
+        "mm-kernels knows nothing of the others"
+    );
 }
 
 #[test]
@@ -50,6 +53,9 @@ fn no_candle_where_builds_must_be_quick() {
 #[test]
 fn no_library_uses_candle_nn() {
     for (name, dependencies) in dependencies() {
-        assert!(!dependencies.iter().any(|d| d == "candle-nn"), "{name}: candle-nn has traps; it is for tests");
+        assert!(
+            !dependencies.iter().any(|d| d == "candle-nn"),
+            "{name}: candle-nn has traps; it is for tests"
+        );
     }
 }

@@ -1,5 +1,6 @@
 //! Configuration: nothing is lost on the way to a file and back, and what is wrong is refused by name.
 
+use mm_balance::config::NoSettings;
 use mm_balance::ensemble::{Average, average};
 use mm_balance::lfm::{LfmHeuristicConfig, LfmLearnedConfig, Matching};
 use mm_balance::lfm_weight::{self, Bilevel, Schedule};
@@ -185,8 +186,8 @@ fn method() -> impl Strategy<Value = MethodConfig> {
         MethodConfig::MultimodalLoss(MultiModalLossConfig { proxies, temperature })
     });
     prop_oneof![
-        Just(MethodConfig::Joint(Default::default())),
-        Just(MethodConfig::SumCe(Default::default())),
+        Just(MethodConfig::Joint(NoSettings::default())),
+        Just(MethodConfig::SumCe(NoSettings::default())),
         (0.0..3.0f64).prop_map(|weight| MethodConfig::MultiLoss(MultiLossConfig { weight })),
         mlb.prop_map(MethodConfig::Mlb),
         ogm_config().prop_map(MethodConfig::Ogm),

@@ -1,6 +1,6 @@
 //! Every method in training steps of toy models: with 2, 3 and 4 modalities, with modalities missing, and at the edges.
 
-use crate::nets::{Descent, TanhEncoder, context, observed, one_step, over_features};
+use crate::nets::{Descent, TanhEncoder, boxed, context, observed, one_step, over_features};
 use candle_core::{DType, Device, Result, Tensor};
 use mm_balance::lfm::{LfmLearnedConfig, Matching};
 use mm_balance::lfm_weight::{Bilevel, Variant};
@@ -11,9 +11,10 @@ use mm_balance::opm::OpmConfig;
 use mm_balance::sum_ce::SumCe;
 use mm_balance::{Balancer, EpochCx, Joint, MethodConfig, StepReport, TrainStep, catalogue};
 use mm_core::model::to_host;
-use mm_core::{Batch, Composite, Encoder, Init, Modal, Mode, Multimodal, ParamStore, Presence, StepRng};
+use mm_core::{Batch, Composite, Init, Modal, Mode, Multimodal, ParamStore, Presence, StepRng};
 use mm_kernels::cross_entropy;
 use mm_testkit::toy::{self, Options, Toy};
+use std::collections::BTreeMap;
 
 const DIMS: [usize; 4] = [4, 6, 5, 3];
 const CLASSES: usize = 3;
@@ -201,11 +202,7 @@ fn the_states_of_composed_methods_come_back() -> Result<()> {
 }
 
 /// Everything that a step produced is finite, except scores and ratios of what is not there.
-fn assert_finite(
-    name: &str,
-    report: &StepReport,
-    gradients: &std::collections::BTreeMap<String, Tensor>,
-) -> Result<()> {
+fn assert_finite(name: &str, report: &StepReport, gradients: &BTreeMap<String, Tensor>) -> Result<()> {
     assert!(report.loss.is_finite(), "{name}: loss {}", report.loss);
     assert!(!gradients.is_empty(), "{name}");
     for (parameter, gradient) in gradients {
@@ -458,8 +455,8 @@ fn the_released_statistic_is_the_same_in_both_precisions() -> Result<()> {
     let statistic = |dtype: DType| -> Result<f64> {
         let mut store = ParamStore::new(0, dtype, &Device::Cpu);
         let names = toy::modalities(2)?;
-        let encoders = Modal::try_from_fn(2, |m| -> Result<Box<dyn Encoder>> {
-            TanhEncoder::new(store.root().at("encoder").at(names.name(m)), (5, DIMS[m.index()]), true)
+        let encoders = Modal::try_from_fn(2, |m| {
+            boxed(TanhEncoder::new(store.root().at("encoder").at(names.name(m)), (5, DIMS[m.index()]), true))
         })?;
         let dims = encoders.map(|_, e| e.dim());
         let fusion = toy::split(store.root().at("fusion"), &names, &dims, CLASSES)?;
@@ -485,5 +482,38 @@ fn the_released_statistic_is_the_same_in_both_precisions() -> Result<()> {
     };
     let (wide, narrow) = (statistic(DType::F64)?, statistic(DType::F32)?);
     assert!((wide - narrow).abs() < 1e-3 * wide.abs(), "{wide} {narrow}");
+    Ok(())
+}
+
+/// Steps of epoch 0, in which neither method acts yet or any more.
+#[test]
+fn methods_act_and_report_inside_their_window_only() -> Result<()> {
+    let options = Options { heads: true, ..options(2, 4, DType::F64) };
+    let batch = options.batch(0, ROWS)?;
+    let same = |a: &BTreeMap<String, Tensor>, b: &BTreeMap<String, Tensor>| {
+        assert_eq!(a.len(), b.len());
+        for (name, gradient) in a {
+            mm_testkit::assert_close(gradient, &b[name], 0.0);
+        }
+    };
+    let toy = options.build(toy::split)?;
+    let plain =
+        one_step(&toy, &batch, MultiLossConfig::default().build().map_err(candle_core::Error::wrap)?)?;
+    let config = MlbConfig { start_epoch: 1, ..MlbConfig::default() };
+    let (report, found) = one_step(&toy, &batch, config.build().map_err(candle_core::Error::wrap)?)?;
+    same(&found.gradients, &plain.1.gradients);
+    assert!(observed(&report, "coefficient").is_empty());
+    let (a, b) = (observed(&report, "score"), observed(&plain.0, "score"));
+    assert!(a.len() == 2 && a.iter().zip(&b).all(|(a, b)| (a - b).abs() < 1e-12), "{a:?} {b:?}");
+
+    let options = Options { heads: false, ..options };
+    let toy = options.build(toy::split)?;
+    let plain = one_step(&toy, &batch, ())?.1;
+    let ogm = OgmConfig { end_epoch: Some(0), ..OgmConfig::default() }.build(2, true);
+    let opm = OpmConfig { p_exe: 1.0, start_epoch: 1, ..OpmConfig::default() }.build();
+    let pair = (opm.map_err(candle_core::Error::wrap)?, ogm.map_err(candle_core::Error::wrap)?);
+    let (report, found) = one_step(&toy, &batch, pair)?;
+    same(&found.gradients, &plain.gradients);
+    assert_eq!((observed(&report, "score").len(), observed(&report, "ratio").len()), (2, 0));
     Ok(())
 }

@@ -19,10 +19,10 @@ pub(crate) struct TanhEncoder {
 }
 
 impl TanhEncoder {
-    pub(crate) fn new(mut scope: Scope<'_>, shape: (usize, usize), bias: bool) -> Result<Box<dyn Encoder>> {
+    pub(crate) fn new(mut scope: Scope<'_>, shape: (usize, usize), bias: bool) -> Result<Self> {
         let weight = scope.param("weight", shape, Init::linear(shape.1))?;
         let bias = bias.then(|| scope.param("bias", shape.0, Init::linear(shape.1))).transpose()?;
-        Ok(Box::new(Self { weight, bias }))
+        Ok(Self { weight, bias })
     }
 }
 
@@ -45,14 +45,14 @@ pub(crate) struct ConvEncoder {
 }
 
 impl ConvEncoder {
-    pub(crate) fn new(mut scope: Scope<'_>, kernel: &[usize]) -> Result<Box<dyn Encoder>> {
+    pub(crate) fn new(mut scope: Scope<'_>, kernel: &[usize]) -> Result<Self> {
         let init = Init::linear(kernel[1..].iter().product());
         let mut conv = scope.child("0");
         let (weight, bias) = (conv.param("weight", kernel, init)?, conv.param("bias", kernel[0], init)?);
         let mut norm = scope.child("1");
         let scale = norm.param("weight", kernel[0], Init::Const(1.0))?;
         let shift = norm.param("bias", kernel[0], Init::Const(0.0))?;
-        Ok(Box::new(Self { kernel: weight, bias, scale, shift }))
+        Ok(Self { kernel: weight, bias, scale, shift })
     }
 
     /// The convolution as one matrix product over patches.
@@ -82,6 +82,11 @@ impl Encoder for ConvEncoder {
     fn dim(&self) -> usize {
         self.kernel.dims()[0]
     }
+}
+
+/// An encoder as a model takes it.
+pub(crate) fn boxed<E: Encoder + 'static>(made: Result<E>) -> Result<Box<dyn Encoder>> {
+    made.map(|encoder| Box::new(encoder) as Box<dyn Encoder>)
 }
 
 /// The inputs are the features.

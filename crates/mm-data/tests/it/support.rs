@@ -1,5 +1,7 @@
 //! Small sets and files.
 
+#![allow(clippy::disallowed_types)] // `safetensors::serialize` takes its metadata as a HashMap
+
 use mm_core::{Modal, Modalities};
 use mm_data::{Dataset, Matrix};
 use safetensors::tensor::{Dtype, TensorView, serialize};

@@ -3,16 +3,16 @@
 use crate::{assert_close, values};
 use candle_core::{DType, Device, Result, Tensor, Var};
 use mm_kernels::{AdamStep, SgdStep};
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 const DTYPES: [(DType, f64); 2] = [(DType::F64, 1e-9), (DType::F32, 2e-5)];
 
-struct Golden(HashMap<String, Tensor>);
+struct Golden(BTreeMap<String, Tensor>);
 
 impl Golden {
     fn load() -> Result<Self> {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/kernels.safetensors");
-        Ok(Self(candle_core::safetensors::load(path, &Device::Cpu)?))
+        Ok(Self(candle_core::safetensors::load(path, &Device::Cpu)?.into_iter().collect()))
     }
 
     #[track_caller]

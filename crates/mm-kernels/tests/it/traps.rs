@@ -23,6 +23,7 @@ fn candle_gelu_has_six_digits_in_its_gradient() -> Result<()> {
     Ok(())
 }
 
+#[allow(clippy::disallowed_methods)] // the trap itself
 #[test]
 fn candle_fused_layer_norm_and_softmax_drop_the_gradient() -> Result<()> {
     let x = Var::from_tensor(&normal(&[2, 3], 1)?.to_dtype(candle_core::DType::F32)?)?;

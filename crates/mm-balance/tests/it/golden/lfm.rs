@@ -1,5 +1,5 @@
 use crate::fixture::{Fixture, PRECISIONS, exact, number, number_text};
-use crate::nets::{Identity, MeanLogits, TanhEncoder, context, set};
+use crate::nets::{Identity, MeanLogits, TanhEncoder, boxed, context, set};
 use candle_core::{DType, Device, Result, Tensor, Var};
 use mm_balance::lfm::{self, LfmHeuristicConfig, LfmLearnedConfig, Matcher, Matching};
 use mm_balance::lfm_weight::{self, Bilevel, Schedule, Variant};
@@ -160,7 +160,7 @@ fn learner(golden: &Fixture, prefix: &str, given: DType, dtype: DType) -> Result
     let names = Modalities::new(["audio", "video"]).expect("two names");
     let encoders = Modal::try_from_fn(2, |m| {
         let shape = shape(&format!("{}_encoder", names.name(m)));
-        TanhEncoder::new(store.root().at("encoder").at(names.name(m)), (shape[0], shape[1]), false)
+        boxed(TanhEncoder::new(store.root().at("encoder").at(names.name(m)), (shape[0], shape[1]), false))
     })?;
     let shapes = ["cls_a", "cls_v"].map(|name| [shape(name)[0], shape(name)[1]]);
     let fusion = MeanLogits::of_heads(store.root().at("fusion"), &names, &shapes)?;

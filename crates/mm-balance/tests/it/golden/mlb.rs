@@ -1,5 +1,5 @@
 use crate::fixture::{Fixture, PRECISIONS, exact, number, rounded};
-use crate::nets::{TanhEncoder, observed, one_step, set};
+use crate::nets::{TanhEncoder, boxed, observed, one_step, set};
 use candle_core::{DType, Device, Result, Tensor};
 use mm_balance::mlb::{self, MlbConfig, Variant};
 use mm_balance::multi_loss::MultiLossConfig;
@@ -54,7 +54,7 @@ fn net(golden: &Fixture, count: usize, prefix: &str, dtype: DType) -> Result<Toy
     let names = toy::modalities(count)?;
     let encoders = Modal::try_from_fn(count, |m| {
         let shape = shape(format!("enc_{}.feat.weight", m.index()));
-        TanhEncoder::new(store.root().at("encoder").at(names.name(m)), (shape[0], shape[1]), true)
+        boxed(TanhEncoder::new(store.root().at("encoder").at(names.name(m)), (shape[0], shape[1]), true))
     })?;
     let dims = encoders.map(|_, encoder| encoder.dim());
     let classes = shape("fc_0_lin.bias".into())[0];

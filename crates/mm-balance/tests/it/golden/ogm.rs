@@ -1,5 +1,5 @@
 use crate::fixture::{Fixture, PRECISIONS, exact};
-use crate::nets::{ConvEncoder, observed, one_step, set};
+use crate::nets::{ConvEncoder, boxed, observed, one_step, set};
 use candle_core::{DType, Device, Result, Tensor, Var};
 use mm_balance::ogm::{self, OgmConfig, Parameters, Variant};
 use mm_balance::score;
@@ -47,7 +47,7 @@ fn net(golden: &Fixture, prefix: &str, dtype: DType) -> Result<Toy> {
     let names = Modalities::new(NAMES).expect("two names");
     let encoders = Modal::try_from_fn(2, |m| {
         let kernel = golden.shape(&key(&format!("{}_net.0.weight", names.name(m))));
-        ConvEncoder::new(store.root().at("encoder").at(names.name(m)), kernel)
+        boxed(ConvEncoder::new(store.root().at("encoder").at(names.name(m)), kernel))
     })?;
     let dims = encoders.map(|_, encoder| encoder.dim());
     let classes = golden.shape(&key(HEAD))[0];

@@ -52,9 +52,9 @@ fn drop_step(golden: &Fixture, prefix: &str, dtype: DType) -> Result<()> {
     let (scores, q) = (observed(&report, "score"), observed(&report, "drop_probability"));
     let shares = toy.model.split_logits(&features)?.expect("the head is a sum");
     assert_eq!(score::true_class(&shares, &batch)?.values(), scores);
-    for m in 0..2 {
-        golden.compare(&key(&format!("t{}", m + 1)), &shares.values()[m], exact(dtype));
-        golden.compare(&key(&format!("perf{}", m + 1)), &(scores[m] * batch.rows() as f64), exact(dtype));
+    for (n, (logits, score)) in (1..).zip(shares.values().iter().zip(&scores)) {
+        golden.compare(&key(&format!("t{n}")), logits, exact(dtype));
+        golden.compare(&key(&format!("perf{n}")), &(score * batch.rows() as f64), exact(dtype));
     }
     let tol = rounded(dtype);
     golden.compare(&key("q"), &q, tol);
