@@ -1,9 +1,14 @@
 //! What balancing costs: whole training steps of each method against those of joint training.
 //!
 //! A step is forward, backward, gradient hooks, telemetry and SGD with momentum, in the size of the default experiment:
-//! widths, classes and batch size are read from `experiments/synthetic.toml`. Each method has a model of its own; joint training has no unimodal heads. Steps of the two alternate, and who
-//! goes first alternates too, so that whatever else the machine does hits both. The number is the median of the ratios
-//! of neighbouring steps. `RAYON_NUM_THREADS=1` is how the experiments run where several run at a time.
+//! widths, classes and batch size are read from `experiments/synthetic.toml`. Each method has a model of its own; joint
+//! training has no unimodal heads. Steps of the two alternate, and who goes first alternates too, so that whatever else
+//! the machine does hits both. The number is the median of the ratios of neighbouring steps, over several pairs of
+//! models: where their tensors happen to lie in memory is worth a percent.
+//!
+//! It runs as `cargo xtask reproduce` runs a training: with one thread, and with an allocator that keeps what is freed.
+//! `RAYON_NUM_THREADS` in the environment overrides the number of threads. (Without that variable candle asks the
+//! machine for its number of cores in every matrix product, which costs more than a small product.)
 //!
 //! ```text
 //! cargo bench -p mm-balance --bench step_overhead [-- [ROUNDS] [METHOD]…]
@@ -19,6 +24,7 @@ use std::time::{Duration, Instant};
 
 const BAR: f64 = 1.05;
 const ROUNDS: usize = 400;
+const PAIRS: usize = 5;
 
 /// The methods, and whether the bar is meant for them.
 const METHODS: [(&str, bool); 6] =
@@ -184,33 +190,57 @@ fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
-#[allow(clippy::print_stdout)] // the lines are what the bench reports
+/// What a training run has around it; read once at the start of a process, so it takes a new one to set it.
+const SURROUNDINGS: [(&str, &str); 3] = [
+    ("RAYON_NUM_THREADS", "1"),
+    ("MALLOC_MMAP_THRESHOLD_", "33554432"),
+    ("MALLOC_TRIM_THRESHOLD_", "1073741824"),
+];
+
 fn main() -> Result<()> {
+    let missing = SURROUNDINGS.into_iter().filter(|(name, _)| std::env::var_os(name).is_none());
+    let missing: Vec<(&str, &str)> = missing.collect();
+    if missing.is_empty() {
+        return measure();
+    }
+    let mut again = std::process::Command::new(std::env::current_exe()?);
+    let status = again.args(std::env::args_os().skip(1)).envs(missing).status()?;
+    std::process::exit(status.code().unwrap_or(1))
+}
+
+#[allow(clippy::print_stdout)] // the lines are what the bench reports
+fn measure() -> Result<()> {
     let arguments: Vec<String> = std::env::args().collect();
     let asked = arguments.iter().find_map(|a| a.parse::<usize>().ok());
     // `cargo test --benches` runs this too: then it only has to work.
-    let measure = arguments.iter().any(|a| a == "--bench");
-    let rounds = asked.unwrap_or(if measure { ROUNDS } else { 2 });
+    let measured = arguments.iter().any(|a| a == "--bench");
+    let rounds = asked.unwrap_or(if measured { ROUNDS } else { 2 });
     let named = |name: &str| arguments.iter().any(|a| a == name);
     let any = METHODS.iter().any(|(name, _)| named(name));
     let size = Size::default_experiment()?;
     let batches = batches(&size)?;
-    println!("training steps of the default experiment: {size}, f32 cpu, {rounds} rounds");
+    let threads = std::env::var("RAYON_NUM_THREADS").unwrap_or_default();
+    println!(
+        "training steps of the default experiment: {size}, f32 cpu, {threads} thread(s), {rounds} rounds"
+    );
     for (name, judged) in METHODS.into_iter().filter(|(name, _)| !any || named(name)) {
-        let (mut joint, mut other) = (Run::new("joint", &size)?, Run::new(name, &size)?);
         let (mut base, mut ratios) = (Vec::with_capacity(rounds), Vec::with_capacity(rounds));
-        for n in 0..rounds + rounds / 10 {
-            let batch = &batches[n % batches.len()];
-            let (a, b) = if n % 2 == 0 {
-                let a = joint.time(batch, n)?;
-                (a, other.time(batch, n)?)
-            } else {
-                let b = other.time(batch, n)?;
-                (joint.time(batch, n)?, b)
-            };
-            if n >= rounds / 10 {
-                base.push(a.as_secs_f64() * 1e6);
-                ratios.push(b.as_secs_f64() / a.as_secs_f64());
+        for _ in 0..PAIRS {
+            let (mut joint, mut other) = (Run::new("joint", &size)?, Run::new(name, &size)?);
+            let warm_up = 1 + rounds / PAIRS / 5;
+            for n in 0..warm_up + rounds.div_ceil(PAIRS) {
+                let batch = &batches[n % batches.len()];
+                let (a, b) = if n % 2 == 0 {
+                    let a = joint.time(batch, n)?;
+                    (a, other.time(batch, n)?)
+                } else {
+                    let b = other.time(batch, n)?;
+                    (joint.time(batch, n)?, b)
+                };
+                if n >= warm_up {
+                    base.push(a.as_secs_f64() * 1e6);
+                    ratios.push(b.as_secs_f64() / a.as_secs_f64());
+                }
             }
         }
         let (ratio, base) = (median(ratios), median(base));
