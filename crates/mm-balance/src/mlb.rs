@@ -38,7 +38,7 @@ use crate::unimodal::losses_and_scores;
 use crate::{Balancer, Needs, StepCx, Windowed, score};
 use candle_core::{Result, Tensor};
 use mm_core::model::pooled;
-use mm_core::{Checked, ConfigError, Forward, Gradients, Head, Modal};
+use mm_core::{Checked, ConfigError, Forward, Gradients, Head, Modal, Modality, ParamId};
 use serde::{Deserialize, Serialize};
 
 /// Which β a laggard gets.
@@ -103,7 +103,12 @@ impl MlbConfig {
         ConfigError::check_range("alpha", self.alpha, f64::MIN_POSITIVE, f64::MAX)?;
         ConfigError::check_range("beta_max", self.beta_max, 1.0, f64::MAX)?;
         ConfigError::check_range("weight", self.weight, 0.0, f64::MAX)?;
-        let mlb = Mlb { config: self.clone(), scores: Vec::new(), coefficients: Vec::new() };
+        let mlb = Mlb {
+            config: self.clone(),
+            parameters: Vec::new(),
+            scores: Vec::new(),
+            coefficients: Vec::new(),
+        };
         Ok(Windowed::new(mlb, self.start_epoch, self.end_epoch))
     }
 
@@ -136,10 +141,11 @@ pub fn regression_coefficients(errors: &[f64], alpha: f64, beta_max: f64) -> Vec
     score::lead(errors).into_iter().map(|r| coefficient(r, alpha, beta_max)).collect()
 }
 
-/// See the [module](self).
+/// See the [module](self). It belongs to one model, whose parameters it looks up in its first step.
 #[derive(Debug)]
 pub struct Mlb {
     config: MlbConfig,
+    parameters: Vec<(ParamId, Modality)>,
     scores: Vec<f64>,
     coefficients: Vec<f64>,
 }
@@ -157,7 +163,23 @@ impl Balancer for Mlb {
 
     fn gradients(&mut self, cx: &StepCx<'_>, fwd: &Forward, g: &mut Gradients) -> Result<()> {
         self.coefficients = coefficients(&self.scores, self.config.alpha, self.config.ceiling());
-        modulate(cx, fwd, g, &self.coefficients, self.config.apply)
+        if self.parameters.is_empty() {
+            self.parameters = parameters(cx);
+        }
+        let k = &self.coefficients;
+        for &(id, m) in &self.parameters {
+            match self.config.apply {
+                Apply::Gradient => g.scale_one(id, k[m.index()]),
+                Apply::LearningRate => g.scale_lr(cx.params, cx.params.get(id).name(), k[m.index()]),
+            }
+        }
+        // A concatenating head keeps all blocks in one matrix: scale its columns.
+        if matches!(cx.model.head(), Head::Split { .. })
+            && let Some(id) = cx.params.group("fusion.weight").next()
+        {
+            scale_columns(g, id, &fwd.features, k)?;
+        }
+        Ok(())
     }
 
     fn observe(&self, sink: &mut dyn FnMut(&'static str, Option<usize>, f64)) {
@@ -173,34 +195,24 @@ impl Balancer for Mlb {
     }
 }
 
-/// Multiplies encoder m, its head and its block of a linear fusion by k_m.
-fn modulate(cx: &StepCx<'_>, fwd: &Forward, g: &mut Gradients, k: &[f64], apply: Apply) -> Result<()> {
-    let modalities = cx.model.modalities();
+/// The parameters of encoder m, its head and its block of a linear fusion, with m.
+fn parameters(cx: &StepCx<'_>) -> Vec<(ParamId, Modality)> {
     let linear = matches!(cx.model.head(), Head::Split { .. });
-    for id in cx.params.ids() {
-        let name = cx.params.get(id).name();
-        let mut segments = name.split('.');
-        let ours = match segments.next() {
-            Some("encoder" | "head") => true,
-            Some("fusion") => linear,
-            _ => false,
-        };
-        let Some(m) = segments.next().filter(|_| ours).and_then(|modality| modalities.find(modality)) else {
-            continue;
-        };
-        match apply {
-            Apply::Gradient => g.scale_one(id, k[m.index()]),
-            Apply::LearningRate => g.scale_lr(cx.params, name, k[m.index()]),
+    let owner = |id: ParamId| {
+        let mut segments = cx.params.get(id).name().split('.');
+        match segments.next() {
+            Some("encoder" | "head") => {}
+            Some("fusion") if linear => {}
+            _ => return None,
         }
-    }
-    // A concatenating head keeps all blocks in one matrix: scale its columns.
-    if linear && let Some(id) = cx.params.group("fusion.weight").next() {
-        scale_columns(g, id, &fwd.features, k)?;
-    }
-    Ok(())
+        let m = cx.model.modalities().find(segments.next()?)?;
+        // `fusion.bias` is nobody's, even where a modality is called `bias`.
+        segments.next().map(|_| (id, m))
+    };
+    cx.params.ids().filter_map(owner).collect()
 }
 
-fn scale_columns(g: &mut Gradients, id: mm_core::ParamId, features: &Modal<Tensor>, k: &[f64]) -> Result<()> {
+fn scale_columns(g: &mut Gradients, id: ParamId, features: &Modal<Tensor>, k: &[f64]) -> Result<()> {
     let Some(grad) = g.get(id)? else { return Ok(()) };
     let mut columns = Vec::new();
     for (m, h) in features.iter() {

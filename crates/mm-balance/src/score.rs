@@ -49,9 +49,8 @@ pub fn probabilities(logits: &[Tensor], labels: &[u32]) -> Result<Vec<Vec<f64>>>
 pub fn lead(scores: &[f64]) -> Vec<f64> {
     (0..scores.len())
         .map(|m| {
-            let others: Vec<f64> =
-                (0..scores.len()).filter(|&j| j != m && !scores[j].is_nan()).map(|j| scores[j]).collect();
-            let mean = others.iter().sum::<f64>() / others.len() as f64;
+            let others = || (0..scores.len()).filter(|&j| j != m && !scores[j].is_nan()).map(|j| scores[j]);
+            let mean = others().sum::<f64>() / others().count() as f64;
             let ratio = scores[m] / mean;
             if ratio.is_nan() { 1.0 } else { ratio }
         })
