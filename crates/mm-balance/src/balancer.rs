@@ -31,7 +31,9 @@ impl Default for Needs {
 }
 
 impl Needs {
-    fn join(self, other: Self) -> Self {
+    /// What two composed methods ask for together.
+    #[must_use]
+    pub fn join(self, other: Self) -> Self {
         Self {
             heads: self.heads || other.heads,
             fusion: self.fusion && other.fusion,

@@ -231,8 +231,8 @@ pub fn catalogue() -> &'static [Entry] {
         Entry {
             name: "lfm-learned",
             summary: "the same with a weight learned by one-step bi-level optimisation on held-out training rows",
-            settings: "matching, temperature, loss_scale, bilevel.{variant = unrolled|released-hvp, initial = 0.5, \
-                       rate = 1, inner_rate, held_out = 16}",
+            settings: "matching, temperature, loss_scale, bilevel.{variant = unrolled|released-hvp, initial = 0.5|0.05, \
+                       rate = 1|1e-4, inner_rate, held_out = 16}",
             acts_on: "loss",
             paper: LFM,
             pinned_to: "own derivation (exact gradient); released code (released-hvp)",

@@ -304,7 +304,7 @@ impl Balancer for Lfm {
     }
 
     fn epoch_start(&mut self, cx: &EpochCx<'_>) -> Result<()> {
-        self.weight.update(cx, &self.matching)
+        self.weight.update(cx, &self.matching, self.loss_scale)
     }
 
     fn auxiliary(&mut self, cx: &StepCx<'_>, fwd: &Forward) -> Result<Option<Tensor>> {

@@ -24,8 +24,8 @@
 //! | parameter | default | range | meaning |
 //! |---|---|---|---|
 //! | `variant` | `unrolled` | | `released-hvp`: below |
-//! | `initial` w_c | 0.5 | [0.05, 0.95] | released: 0.05 |
-//! | `rate` lr_α | 1 | > 0 | released: 1e-4, halved every 20 epochs |
+//! | `initial` w_c | 0.5; 0.05 for `released-hvp` | [0.05, 0.95] | before the first update |
+//! | `rate` lr_α | 1; 1e-4 for `released-hvp` | > 0 | released: halved every 20 epochs |
 //! | `inner_rate` η | the run's learning rate | > 0 | |
 //! | `held_out` | 16 | >= 2 | rows set aside |
 //!
@@ -101,7 +101,9 @@ impl Schedule {
     /// Validates.
     pub fn check(&self) -> Checked<()> {
         match self {
-            Self::Fixed { supervised } => ConfigError::check_range("supervised", *supervised, 0.0, 1.0),
+            Self::Fixed { supervised } => {
+                ConfigError::check_range("supervised", *supervised, f64::MIN_POSITIVE, 1.0)
+            }
             _ => Ok(()),
         }
     }
@@ -140,10 +142,12 @@ pub enum Variant {
 pub struct Bilevel {
     /// Which update.
     pub variant: Variant,
-    /// w_c before the first update.
-    pub initial: f64,
-    /// lr_α.
-    pub rate: f64,
+    /// w_c before the first update; [`Bilevel::initial`] where not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub initial: Option<f64>,
+    /// lr_α; [`Bilevel::rate`] where not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rate: Option<f64>,
     /// η; the run's learning rate if not given.
     pub inner_rate: Option<f64>,
     /// Rows set aside from the training part.
@@ -152,15 +156,31 @@ pub struct Bilevel {
 
 impl Default for Bilevel {
     fn default() -> Self {
-        Self { variant: Variant::Unrolled, initial: 0.5, rate: 1.0, inner_rate: None, held_out: 16 }
+        Self { variant: Variant::Unrolled, initial: None, rate: None, inner_rate: None, held_out: 16 }
     }
 }
 
 impl Bilevel {
+    /// w_c before the first update: 0.5, or the released 0.05.
+    pub fn initial(&self) -> f64 {
+        self.initial.unwrap_or(match self.variant {
+            Variant::Unrolled => 0.5,
+            Variant::ReleasedHvp => LOW,
+        })
+    }
+
+    /// lr_α: 1, or the released 1e-4.
+    pub fn rate(&self) -> f64 {
+        self.rate.unwrap_or(match self.variant {
+            Variant::Unrolled => 1.0,
+            Variant::ReleasedHvp => 1e-4,
+        })
+    }
+
     /// Validates.
     pub fn check(&self) -> Checked<()> {
-        ConfigError::check_range("initial", self.initial, LOW, HIGH)?;
-        ConfigError::check_range("rate", self.rate, f64::MIN_POSITIVE, f64::MAX)?;
+        ConfigError::check_range("initial", self.initial(), LOW, HIGH)?;
+        ConfigError::check_range("rate", self.rate(), f64::MIN_POSITIVE, f64::MAX)?;
         if let Some(eta) = self.inner_rate {
             ConfigError::check_range("inner_rate", eta, f64::MIN_POSITIVE, f64::MAX)?;
         }
@@ -263,7 +283,7 @@ impl Weight {
     }
 
     pub(crate) fn learned(bilevel: Bilevel) -> Self {
-        let (supervised, rate) = (bilevel.initial, bilevel.rate);
+        let (supervised, rate) = (bilevel.initial(), bilevel.rate());
         Self { source: Source::Learned(bilevel), supervised, rate, hypergradient: None }
     }
 
@@ -282,7 +302,7 @@ impl Weight {
         self.hypergradient
     }
 
-    pub(crate) fn update(&mut self, cx: &EpochCx<'_>, matcher: &Matcher) -> Result<()> {
+    pub(crate) fn update(&mut self, cx: &EpochCx<'_>, matcher: &Matcher, loss_scale: f64) -> Result<()> {
         let bilevel = match &self.source {
             Source::Scheduled(schedule) => {
                 self.supervised = schedule.supervised(cx.epoch);
@@ -298,7 +318,8 @@ impl Weight {
         let derivatives = Derivatives { cx, matcher };
         let (supervised, rate, statistic) = match bilevel.variant {
             Variant::Unrolled => {
-                let eta = bilevel.inner_rate.unwrap_or(cx.learning_rate);
+                // The loss that is trained is `loss_scale` times the weighted sum, so its step is as much longer.
+                let eta = loss_scale * bilevel.inner_rate.unwrap_or(cx.learning_rate);
                 let h = derivatives.unrolled(inner, outer, eta, self.supervised)?;
                 ((self.supervised - self.rate * h).clamp(LOW, HIGH), self.rate, h)
             }

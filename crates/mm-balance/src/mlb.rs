@@ -8,7 +8,8 @@
 //! ```
 //!
 //! so k_m lies in (1 - tanh α, 1] for a leader and in [1, β_max) for a laggard. After the backward pass of the *whole*
-//! loss, k_m multiplies the gradient of encoder m, of its head and of its block of a linear fusion; the fusion's bias
+//! loss, k_m multiplies the gradient of encoder m, of its head and of its block of a linear fusion
+//! (late-linear, concat; under `sum` also its own bias); a shared bias
 //! and any layer common to all modalities are left alone. Where a linear fusion keeps all blocks in one matrix, it is the
 //! gradient of its columns that is scaled, whatever `apply` says.
 //!
@@ -16,7 +17,7 @@
 //! |---|---|---|---|
 //! | `alpha` α | 0.8 | > 0 | steepness |
 //! | `beta_max` β_max | 5 | >= 1 | ceiling of acceleration; ignored by `released` |
-//! | `weight` λ | 1 | >= 0 | weight of each unimodal loss |
+//! | `weight` λ | 1 | > 0 | weight of each unimodal loss |
 //! | `variant` | `paper` | | `released`: β = 2 on both sides, the default of the released code |
 //! | `apply` | `gradient` | | `learning-rate`: k_m multiplies the learning rate instead |
 //! | `start_epoch`, `end_epoch` | 0, none | | when coefficients act; the losses always do |
@@ -102,7 +103,7 @@ impl MlbConfig {
     pub fn build(&self) -> Checked<Windowed<Mlb>> {
         ConfigError::check_range("alpha", self.alpha, f64::MIN_POSITIVE, f64::MAX)?;
         ConfigError::check_range("beta_max", self.beta_max, 1.0, f64::MAX)?;
-        ConfigError::check_range("weight", self.weight, 0.0, f64::MAX)?;
+        ConfigError::check_range("weight", self.weight, f64::MIN_POSITIVE, f64::MAX)?;
         let mlb = Mlb {
             config: self.clone(),
             parameters: Vec::new(),
@@ -164,7 +165,7 @@ impl Balancer for Mlb {
     fn gradients(&mut self, cx: &StepCx<'_>, fwd: &Forward, g: &mut Gradients) -> Result<()> {
         self.coefficients = coefficients(&self.scores, self.config.alpha, self.config.ceiling());
         if self.parameters.is_empty() {
-            self.parameters = parameters(cx);
+            self.parameters = parameters(cx, fwd.split.is_some());
         }
         let k = &self.coefficients;
         for &(id, m) in &self.parameters {
@@ -175,7 +176,7 @@ impl Balancer for Mlb {
         }
         // A concatenating head keeps all blocks in one matrix: scale its columns.
         if matches!(cx.model.head(), Head::Split { .. })
-            && let Some(id) = cx.params.group("fusion.weight").next()
+            && let Some(id) = cx.params.ids().find(|&id| cx.params.get(id).name() == "fusion.weight")
         {
             scale_columns(g, id, &fwd.features, k)?;
         }
@@ -196,8 +197,7 @@ impl Balancer for Mlb {
 }
 
 /// The parameters of encoder m, its head and its block of a linear fusion, with m.
-fn parameters(cx: &StepCx<'_>) -> Vec<(ParamId, Modality)> {
-    let linear = matches!(cx.model.head(), Head::Split { .. });
+fn parameters(cx: &StepCx<'_>, linear: bool) -> Vec<(ParamId, Modality)> {
     let owner = |id: ParamId| {
         let mut segments = cx.params.get(id).name().split('.');
         match segments.next() {

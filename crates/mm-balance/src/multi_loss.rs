@@ -7,7 +7,7 @@
 //!
 //! | parameter | default | range |
 //! |---|---|---|
-//! | `weight` λ | 1 | >= 0 |
+//! | `weight` λ | 1 | > 0; `joint` is the method without unimodal losses |
 //!
 //! Source: MLB (arXiv 2405.07930), section 3.2, where it is the baseline without gradient modulation. The released code
 //! has all weights 1, as here.
@@ -35,7 +35,7 @@ impl Default for MultiLossConfig {
 impl MultiLossConfig {
     /// Validates.
     pub fn build(&self) -> Checked<MultiLoss> {
-        ConfigError::check_range("weight", self.weight, 0.0, f64::MAX)?;
+        ConfigError::check_range("weight", self.weight, f64::MIN_POSITIVE, f64::MAX)?;
         Ok(MultiLoss { weight: self.weight, scores: Vec::new() })
     }
 }

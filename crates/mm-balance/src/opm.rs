@@ -21,7 +21,9 @@
 //!
 //! Differences. q jumps from 0 to q_base as ρ passes 1. The released code is for M = 2; here ρ compares with the mean of
 //! the others for any M (so some modality is never dropped). Fusions that are not a sum over modalities get their
-//! scores with the other modalities masked. A modality that a row lacks counts as dropped in it.
+//! scores with the other modalities masked. A modality that a row lacks counts as dropped in it. Dropped features
+//! are zeros, as in the released code, not missing ones: a non-linear fusion sees a zero feature, and own heads of a
+//! composed method take part with it.
 //!
 //! Source: Wei et al., "On-the-fly Modulation for Balanced Multimodal Learning", arXiv 2410.11582; released code
 //! GeWu-Lab/BML_TPAMI2024 @4b3aa4f (whose Classifier.py does not parse as published).

@@ -17,7 +17,7 @@ pub(crate) fn print(text: &str) -> anyhow::Result<()> {
 /// Writes an error to standard error.
 pub(crate) fn error(error: &anyhow::Error) {
     let mut text = String::new();
-    for cause in error.chain().map(ToString::to_string) {
+    for cause in error.chain().map(|e| without_backtrace(&e.to_string())) {
         // Most of our errors quote their cause themselves.
         if text.is_empty() {
             text = cause;
@@ -27,6 +27,12 @@ pub(crate) fn error(error: &anyhow::Error) {
         }
     }
     let _ = writeln!(io::stderr(), "error: {text}");
+}
+
+/// candle appends the frames of its own calls where `RUST_BACKTRACE` is set; they help nobody who runs `mm`.
+fn without_backtrace(text: &str) -> String {
+    let frames = text.find("\n   0: ").unwrap_or(text.len());
+    text[..frames].trim_end().to_owned()
 }
 
 /// Writes a note to standard error.

@@ -180,7 +180,8 @@ impl ParamStore {
             bail!("tensor `{extra}` is not part of the model{}", hint(extra, own.keys()));
         }
         for p in self.params.iter().chain(&self.buffers) {
-            p.var.set(&tensors[&p.name].to_device(&self.device)?.to_dtype(p.var.dtype())?)?;
+            // A copy, because the given tensor may be the variable's own.
+            p.var.set(&tensors[&p.name].copy()?.to_device(&self.device)?.to_dtype(p.var.dtype())?)?;
         }
         Ok(())
     }

@@ -259,6 +259,12 @@ impl RunConfig {
             let rule = "two methods that bring their own decision rule cannot be composed";
             return Err(ConfigError::new("method.kind", format!("\"{}\"", self.method_name()), rule));
         }
+        let learned = self.method.iter().any(|m| matches!(m, MethodConfig::LfmLearned(_)));
+        if learned && self.method.iter().any(MethodConfig::decides) {
+            let rule = "lfm-learned takes its gradient through the fused logits; it cannot be composed with a method \
+                        that decides otherwise";
+            return Err(ConfigError::new("method.kind", self.method_name(), rule));
+        }
         Ok(())
     }
 
@@ -297,13 +303,7 @@ impl RunConfig {
                 2.. if e.field != "kind" => e.within(&format!("method.{}", method.name())),
                 _ => e.within("method"),
             })?;
-            needs = Needs {
-                heads: needs.heads || one.heads,
-                fusion: needs.fusion && one.fusion,
-                held_out: needs.held_out.max(one.held_out),
-                equal_widths: needs.equal_widths || one.equal_widths,
-                modalities: needs.modalities.max(one.modalities),
-            };
+            needs = needs.join(one);
         }
         if needs.equal_widths {
             let width = |m| self.model.encoder(modalities.name(m)).dim();

@@ -8,7 +8,8 @@
 //! | `cosine-restarts` | the same within cycles of length `period`, `period · multiplier`, … | `period` (steps), `multiplier` = 2, `floor`, `warmup_steps` |
 //!
 //! T is the whole run. During warm-up the rate is constant at the base rate where `warmup = "constant"` (as in the MLB
-//! code), or rises linearly (`warmup = "linear"`, default); the cosine starts after it.
+//! code), or rises linearly (`warmup = "linear"`, default). A single cosine starts after it; cycles are counted from step 0
+//! whatever the warm-up, as that code counts them.
 
 use mm_core::{Checked, ConfigError};
 use serde::{Deserialize, Serialize};
@@ -122,7 +123,7 @@ impl ScheduleConfig {
                 half_cosine((step - c.warmup_steps) as f64 / length as f64, c.floor)
             }),
             Self::CosineRestarts(r) => warm(step, r.warmup_steps, r.warmup).unwrap_or_else(|| {
-                let (mut at, mut length) = (step - r.warmup_steps, r.period);
+                let (mut at, mut length) = (step, r.period);
                 while at >= length {
                     at -= length;
                     length = length.saturating_mul(r.multiplier);
@@ -160,6 +161,16 @@ mod tests {
         });
         let restarts: Vec<usize> = (0..70).filter(|&t| schedule.factor(t, 0, 0) == 1.0).collect();
         assert_eq!(restarts, [0, 4, 12, 28, 60]);
+        // A constant warm-up of 20 steps covers the first restarts and moves none of the later ones.
+        let warm = ScheduleConfig::CosineRestarts(Restarts {
+            period: 4,
+            multiplier: 2,
+            floor: 0.0,
+            warmup_steps: 20,
+            warmup: Warmup::Constant,
+        });
+        let restarts: Vec<usize> = (20..70).filter(|&t| warm.factor(t, 0, 0) == 1.0).collect();
+        assert_eq!(restarts, [28, 60]);
         assert!((schedule.factor(2, 0, 0) - 0.5).abs() < 1e-12);
     }
 

@@ -59,6 +59,7 @@ pub fn train(config: &RunConfig, dir: &Path, options: Options<'_>) -> Result<Out
     let modalities = Modalities::new(summary.modalities.iter().map(|(name, _)| name.clone()))?;
     config.check_model(&modalities)?;
     crate::build::device(&config.train.device)?;
+    refuse_foreign(dir)?;
 
     if !options.fresh
         && let Some(done) = claim(config, dir, options.resume)?
@@ -96,18 +97,34 @@ pub fn train(config: &RunConfig, dir: &Path, options: Options<'_>) -> Result<Out
     Ok(Outcome::Interrupted { step: run.at.step })
 }
 
+/// What a run leaves in its directory, beside its lock.
+const FILES: [&str; 8] = [
+    "result.json",
+    "config.toml",
+    "env.json",
+    "metrics.jsonl",
+    "run.log",
+    "predictions.json",
+    "ckpt",
+    "model",
+];
+
+/// Refuses a directory that holds files of these names which no run of ours has written: they would be replaced.
+fn refuse_foreign(dir: &Path) -> Result<(), TrainError> {
+    let foreign = FILES.iter().find(|name| dir.join(name).exists());
+    match foreign {
+        Some(name) if !dir.join(".lock").exists() => {
+            let reason =
+                format!("holds `{name}`, which is not of a run; choose an --out of its own for every run");
+            Err(TrainError::run(dir, reason))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Removes the files of an earlier run, and nothing else.
 fn clear(dir: &Path) -> Result<(), TrainError> {
-    for name in [
-        "result.json",
-        "config.toml",
-        "env.json",
-        "metrics.jsonl",
-        "run.log",
-        "predictions.json",
-        "ckpt",
-        "model",
-    ] {
+    for name in FILES {
         let path = dir.join(name);
         let gone = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
         match gone {
@@ -146,7 +163,8 @@ fn claim(config: &RunConfig, dir: &Path, resume: bool) -> Result<Option<RunResul
 
 /// Makes sure that there are rows to choose the epoch by.
 fn check_selection(config: &RunConfig, prepared: &Prepared) -> Result<(), TrainError> {
-    if config.train.protocol == Protocol::ValidationSelect && prepared.splits.val.is_empty() {
+    let selects = config.train.protocol == Protocol::ValidationSelect;
+    if selects && with_input(prepared, &prepared.splits.val).is_empty() {
         let rule = "there is no validation part to choose the epoch by: set data.split.val or \
                     data.split.val_fraction; choosing by the test part is refused unless train.protocol = \
                     \"ogm-test-select\" asks for it by name";
@@ -247,8 +265,8 @@ impl<'a> Run<'a> {
             optim.restore(&state, &self.at.optimizer_steps)?;
         }
         let select_rows = match config.train.protocol {
-            Protocol::ValidationSelect => &self.prepared.splits.val,
-            Protocol::OgmTestSelect => &self.prepared.splits.test,
+            Protocol::ValidationSelect => with_input(self.prepared, &self.prepared.splits.val),
+            Protocol::OgmTestSelect => with_input(self.prepared, &self.prepared.splits.test),
         };
         let (before, clock) = (self.before, self.clock);
         let seconds = || before + clock.elapsed().as_secs_f64();
@@ -308,7 +326,7 @@ impl<'a> Run<'a> {
 
             let evaluator = Evaluator { model, step: step.as_ref(), data, dtype, device };
             check_finite(params, &self.at)?;
-            let quick = evaluator.quick(select_rows)?;
+            let quick = evaluator.quick(&select_rows)?;
             if !quick.loss.is_finite() {
                 let what = format!("the {} cross-entropy is {}", part(config.train.protocol), quick.loss);
                 return Err(TrainError::Diverged { what, step: self.at.step, epoch });
@@ -490,13 +508,20 @@ fn part(protocol: Protocol) -> &'static str {
     }
 }
 
+/// The rows that have at least one of the modalities in use: the others have nothing to learn from or to be judged by.
+/// They stay in the test part, where a decision is owed for every row.
+fn with_input(prepared: &Prepared, rows: &[usize]) -> Vec<usize> {
+    let inputs = prepared.dataset.inputs.values();
+    rows.iter().copied().filter(|&row| inputs.iter().any(|x| x.is_present(row))).collect()
+}
+
 /// Sets aside the training rows that a method's outer objective needs.
 fn set_aside(
     config: &RunConfig,
     prepared: &Prepared,
     built: &Built,
 ) -> Result<(Vec<usize>, Option<Batch>), TrainError> {
-    let mut rows = prepared.splits.train.clone();
+    let mut rows = with_input(prepared, &prepared.splits.train);
     let wanted = built.needs.held_out;
     if wanted == 0 {
         return Ok((rows, None));

@@ -124,8 +124,8 @@ fn bilevel() -> impl Strategy<Value = Bilevel> {
     (variant, 0.05..=0.95f64, 1e-6..10.0f64, prop::option::of(1e-4..1.0f64), 2usize..100).prop_map(
         |(variant, initial, rate, inner_rate, held_out)| Bilevel {
             variant,
-            initial,
-            rate,
+            initial: Some(initial),
+            rate: Some(rate),
             inner_rate,
             held_out,
         },

@@ -34,7 +34,7 @@ fn settings(modalities: usize) -> Vec<String> {
             "kind = \"ogm-ge\"\nparameters = \"weights\"",
             "kind = \"lfm-heuristic\"\nmatching = \"alignment\"\nschedule.kind = \"exponential\"",
             "kind = \"lfm-heuristic\"\nmatching = \"js\"\nschedule.kind = \"polynomial\"",
-            "kind = \"lfm-learned\"\nmatching = \"js\"\nbilevel.variant = \"released-hvp\"",
+            "kind = \"lfm-learned\"\nmatching = \"js\"\nbilevel = { variant = \"released-hvp\", initial = 0.5, rate = 1.0 }",
         ]
         .map(str::to_owned),
     );

@@ -48,6 +48,36 @@ fn a_directory_belongs_to_one_configuration() {
 }
 
 #[test]
+fn files_that_no_run_wrote_are_never_replaced() {
+    for how in [START, RESUME, FRESH] {
+        for (name, content) in [("config.toml", "seed = 1"), ("env.json", "{}"), ("model/weights.bin", "mine")] {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(&path, content).unwrap();
+            let refused = go(&small(&[]), folder.path(), how).unwrap_err();
+            says(&refused, &["not of a run", "--out"]);
+            assert_eq!(fs::read_to_string(&path).unwrap(), content);
+            assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing was added");
+        }
+    }
+}
+
+#[test]
+fn rows_without_any_modality_do_not_train() {
+    // Unimodal training on a source that 60 % of the rows lack: only the others can teach it anything.
+    let missing = "data.sources=[{name=\"a\",dim=6,missing=0.6},{name=\"b\",dim=6}]";
+    let folder = tempfile::tempdir().unwrap();
+    let sets = [missing, "data.n_train=200", "train.epochs=1", "method.kind=unimodal", "method.modality=a"];
+    done(&small(&sets), folder.path(), START);
+    let rows: u64 = lines(folder.path(), "step").iter().map(|l| l["rows"].as_u64().unwrap()).sum();
+    let data = small(&sets).data.prepare(0).unwrap();
+    let with = data.splits.train.iter().filter(|&&r| data.dataset.inputs.values()[0].is_present(r)).count();
+    assert!((60..100).contains(&with));
+    assert_eq!(rows, with as u64);
+}
+
+#[test]
 fn only_our_files_are_deleted() {
     let folder = tempfile::tempdir().unwrap();
     done(&small(&[]), folder.path(), START);

@@ -238,7 +238,7 @@ fn second_derivatives(golden: &Fixture, prefix: &str, dtype: DType) -> Result<()
             panic!("epoch, rate and two weights")
         };
         assert!((initial + matching - 1.0).abs() < 1e-12, "the weights of LFM add up to 1");
-        let bilevel = Bilevel { variant: Variant::ReleasedHvp, initial, rate, ..Bilevel::default() };
+        let bilevel = Bilevel { variant: Variant::ReleasedHvp, initial: Some(initial), rate: Some(rate), ..Bilevel::default() };
         let mut method = learned(bilevel);
         let (supervised, statistic) = epoch_start(&mut method, &toy, epoch as usize, (&batch, &batch))?;
         golden.compare(&key("alpha_grad"), &statistic, tol);
@@ -287,7 +287,7 @@ fn unrolled(golden: &Fixture, prefix: &str, dtype: DType) -> Result<()> {
         let key = |name: &str| format!("{prefix}.unrolled_own.{case}.{name}");
         let (toy, batch) = learner(golden, prefix, dtype, dtype)?;
         let (inner, outer) = halves(&batch)?;
-        let bilevel = Bilevel { initial: w, inner_rate: Some(eta), ..Bilevel::default() };
+        let bilevel = Bilevel { initial: Some(w), inner_rate: Some(eta), ..Bilevel::default() };
         let (_, gradient) = epoch_start(&mut learned(bilevel), &toy, 3, (&inner, &outer))?;
         golden.compare(&key("dLouter_dw_cls"), &gradient, exact(dtype));
 
