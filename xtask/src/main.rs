@@ -26,6 +26,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Task {
     Reproduce(Box<reproduce::Args>),
+    Tune(reproduce::tune::Args),
     Test(test::Args),
     Ci(ci::Args),
     Bench(bench::Args),
@@ -35,6 +36,7 @@ const EXAMPLES: &str = "\
 Examples:
   cargo xtask reproduce                     every method on the embedded synthetic data, one table at the end
   cargo xtask reproduce mosi --method mlb,joint --seeds 3
+  cargo xtask tune synthetic                choose the learning rates by validation accuracy
   cargo xtask test                          all tests, documentation examples included
   cargo xtask ci                            what CI checks after the tests
   cargo xtask bench -- ogm                  the benches whose name contains `ogm`
@@ -44,6 +46,7 @@ Examples:
 fn main() -> ExitCode {
     let done = match Cli::parse().task {
         Task::Reproduce(args) => reproduce::run(&args),
+        Task::Tune(args) => reproduce::tune::run(&args),
         Task::Test(args) => test::run(&args),
         Task::Ci(args) => ci::run(&args),
         Task::Bench(args) => bench::run(&args),

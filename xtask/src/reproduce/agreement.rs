@@ -152,6 +152,18 @@ mod tests {
     }
 
     #[test]
+    fn baselines_are_never_the_best_method() {
+        let (_, _, mut rows) = fabricated();
+        let mut baseline = rows[3].clone();
+        baseline.method = "sum-ce";
+        baseline.val_accuracy.as_mut().expect("three runs").mean = 0.99;
+        rows.push(baseline);
+        assert_eq!(best(&rows).map(|row| row.method), Some("mlb"));
+        rows.remove(3);
+        assert!(best(&rows).is_none());
+    }
+
+    #[test]
     fn other_rows_are_refused() {
         let read = |ids: &str| -> Predictions {
             serde_json::from_str(&format!(r#"{{"ids":{ids},"labels":[0],"predicted":[0]}}"#)).expect("valid")

@@ -2,6 +2,7 @@
 
 use super::methods::{FUSIONS, METHODS};
 use super::settings;
+use super::tuned::{Tune, Tuned, WHOLE};
 use crate::suggest::choose;
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
@@ -47,6 +48,12 @@ pub(crate) struct Experiment {
     /// What differs by method.
     #[serde(default)]
     pub(crate) methods: BTreeMap<String, MethodSettings>,
+    /// The search for a setting of each method.
+    #[serde(default)]
+    pub(crate) tune: Option<Tune>,
+    /// What that search chose; read from a file of its own.
+    #[serde(skip)]
+    pub(crate) tuned: Option<Tuned>,
     /// Numbers to compare with.
     #[serde(default)]
     pub(crate) reference: Vec<Reference>,
@@ -98,6 +105,11 @@ pub(crate) struct Reference {
     pub(crate) source: String,
 }
 
+/// Whether methods may differ in this setting: only in `method` and `optim`, for data, model and budget are shared.
+pub(crate) fn of_method(key: &str) -> bool {
+    matches!(key.split('.').next(), Some("method" | "optim"))
+}
+
 fn seeded() -> Vec<String> {
     vec!["seed".to_owned()]
 }
@@ -108,7 +120,10 @@ pub(crate) fn names(folder: &Path) -> Result<Vec<String>> {
     for entry in folder.read_dir().with_context(|| format!("cannot list {}", folder.display()))? {
         let path = entry?.path();
         if let (Some("toml"), Some(stem)) = (path.extension().and_then(|e| e.to_str()), path.file_stem()) {
-            names.push(stem.to_string_lossy().into_owned());
+            let stem = stem.to_string_lossy();
+            if !stem.ends_with(".tuned") {
+                names.push(stem.into_owned());
+            }
         }
     }
     names.sort_by_key(|name| (name != DEFAULT, name.clone()));
@@ -151,7 +166,7 @@ impl Experiment {
         }
         for (method, settings) in &self.methods {
             choose("method", method, &METHODS)?;
-            if let Some(key) = settings.set.keys().find(|key| !matches!(key.as_str(), "method" | "optim")) {
+            if let Some(key) = settings.set.keys().find(|key| !of_method(key)) {
                 bail!("methods.{method} sets `{key}`: all methods share data, model and budget");
             }
         }
@@ -165,12 +180,15 @@ impl Experiment {
         if let Some(name) = folds.iter().find(|name| !plain(name) || name.parse::<u64>().is_ok()) {
             bail!("fold name `{name}`: use letters, digits, - and _, and not a bare number");
         }
+        if folds.contains(&WHOLE) {
+            bail!("fold name `{WHOLE}`: it stands for an experiment without folds");
+        }
         for key in &self.seeded {
             settings::get(&self.base, key)
                 .filter(|value| value.is_integer())
                 .with_context(|| format!("`seeded` names `{key}`, which base does not have as an integer"))?;
         }
-        Ok(())
+        self.tune.as_ref().map_or(Ok(()), Tune::check)
     }
 
     /// The names of the folds, in order.

@@ -13,6 +13,8 @@ mod record;
 mod report;
 mod settings;
 mod summary;
+pub(crate) mod tune;
+mod tuned;
 
 use crate::error::usage;
 use crate::files::write_atomic;
@@ -30,6 +32,7 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitCode, ExitStatus};
 use std::time::Instant;
 use summary::Outcome;
+use tuned::Tuned;
 
 /// Runs every method of an experiment under the same budget and splits, and prints one table.
 ///
@@ -45,8 +48,8 @@ pub(crate) struct Args {
     /// The folder with the data sets [default: ../shared/data beside the workspace, if it exists]
     #[arg(long, value_name = "DIR")]
     pub(crate) data: Option<PathBuf>,
-    /// Methods to run: unimodal, ensemble, joint, multi-loss, mlb, ogm, ogm-ge, opm, opm+ogm, lfm-heuristic,
-    /// lfm-learned, multimodal-loss, sum-ce
+    /// Methods to run: unimodal, ensemble, joint, multi-loss, sum-ce, mlb, ogm, ogm-ge, opm, opm+ogm, lfm-heuristic,
+    /// lfm-learned, multimodal-loss
     #[arg(long, value_name = "NAME[,NAME]", value_delimiter = ',', default_value = "all")]
     pub(crate) method: Vec<String>,
     /// Fusions to run: late-linear, concat, sum, mid-mlp, film, gated, transformer [default: the experiment's]
@@ -95,7 +98,9 @@ const TAIL: usize = 20;
 /// Runs the task.
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let began = Instant::now();
-    let experiment = Experiment::load(&root().join("experiments"), &args.experiment)?;
+    let folder = experiments();
+    let mut experiment = Experiment::load(&folder, &args.experiment)?;
+    experiment.tuned = Tuned::load(&folder, &experiment)?;
     let selection = Selection::new(&experiment, args)?;
     let data = match data_folder(&experiment, args.data.as_deref()) {
         Err(_) if args.dry_run => "{data}".to_owned(),
@@ -114,10 +119,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     prepare(&layout, &runs, args.fresh)?;
     let jobs = Jobs::new(args.jobs);
     let Some(outcomes) = execute(&layout, &runs, &jobs, args.device.as_deref(), &interrupt)? else {
-        let done = runs.iter().filter(|run| is_done(&layout, run)).count();
-        eprintln!("interrupted: {done} of {} runs are done and kept", runs.len());
-        eprintln!("to go on: the same command{}", if args.fresh { " without --fresh" } else { "" });
-        return Ok(ExitCode::from(130));
+        return Ok(interrupted(&layout, &runs, args.fresh));
     };
 
     let sources = Sources {
@@ -135,13 +137,24 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     if report.failures.is_empty() {
         return Ok(ExitCode::SUCCESS);
     }
-    eprintln!(
-        "{} of {} runs failed; logs: {}",
-        report.failures.len(),
-        runs.len(),
-        layout.out().join("logs").display()
-    );
-    Ok(ExitCode::FAILURE)
+    Ok(failed(&layout, report.failures.len(), runs.len()))
+}
+
+/// The folder of the experiment files: `MM_EXPERIMENTS` if that is set, else the workspace's.
+fn experiments() -> PathBuf {
+    std::env::var_os("MM_EXPERIMENTS").map_or_else(|| root().join("experiments"), PathBuf::from)
+}
+
+fn interrupted(layout: &Layout, runs: &[Run], fresh: bool) -> ExitCode {
+    let done = runs.iter().filter(|run| is_done(layout, run)).count();
+    eprintln!("interrupted: {done} of {} runs are done and kept", runs.len());
+    eprintln!("to go on: the same command{}", if fresh { " without --fresh" } else { "" });
+    ExitCode::from(130)
+}
+
+fn failed(layout: &Layout, failed: usize, all: usize) -> ExitCode {
+    eprintln!("{failed} of {all} runs failed; logs: {}", layout.out().join("logs").display());
+    ExitCode::FAILURE
 }
 
 /// How many runs at a time, and how many threads each.
@@ -199,7 +212,10 @@ fn lock(out: &Path) -> Result<File> {
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => {
-            bail!("another `reproduce` writes to {}; wait for it or choose another --out", out.display())
+            bail!(
+                "another `reproduce` or `tune` writes to {}; wait for it or choose another --out",
+                out.display()
+            )
         }
         Err(TryLockError::Error(error)) => {
             Err(error).with_context(|| format!("cannot lock {}", path.display()))

@@ -50,6 +50,8 @@ pub(crate) struct Run {
     pub(crate) config: String,
     /// The runs that an ensemble averages, as positions in the plan; empty for a training run.
     pub(crate) members: Vec<usize>,
+    /// The setting that a search tries with it.
+    pub(crate) tried: Option<String>,
 }
 
 impl Selection {
@@ -99,6 +101,11 @@ impl Selection {
         Ok(base)
     }
 
+    /// Whether the command line sets this key for every run.
+    pub(crate) fn sets(&self, key: &str) -> bool {
+        self.set.iter().any(|(set, _)| key == set || key.starts_with(&format!("{set}.")))
+    }
+
     fn lay_over(&self, config: &mut Table) -> Result<()> {
         for (key, value) in &self.set {
             settings::set(config, key, value.clone())
@@ -128,7 +135,7 @@ pub(crate) fn plan(experiment: &Experiment, selection: &Selection, data: &str) -
                     (config(experiment, selection, &variant, fold, seed, data)?, Vec::new())
                 };
                 let id = run_id(&variant, fold_name.as_deref(), seed, &config);
-                runs.push(Run { id, variant, seed, fold: fold_name, config, members });
+                runs.push(Run { id, variant, seed, fold: fold_name, config, members, tried: None });
             }
         }
     }
@@ -166,6 +173,11 @@ impl Variant {
             None => self.method.to_owned(),
         }
     }
+
+    /// As in the file of what a search chose: `unimodal:audio`, `mlb`. One name for all fusions.
+    pub(crate) fn tuned_name(&self) -> String {
+        self.label().replace(' ', ":")
+    }
 }
 
 impl Run {
@@ -175,7 +187,11 @@ impl Run {
         for part in [&self.variant.fusion, &self.fold].into_iter().flatten() {
             label = format!("{label}, {part}");
         }
-        format!("{label}, seed {}", self.seed)
+        label = format!("{label}, seed {}", self.seed);
+        match &self.tried {
+            Some(tried) => format!("{label}, {tried}"),
+            None => label,
+        }
     }
 
     /// Whether it averages other runs.
@@ -211,6 +227,11 @@ fn config(
     settings::overlay(&mut config, &fusion);
     if let Some(settings) = experiment.methods.get(variant.method) {
         settings::overlay(&mut config, &settings.set);
+    }
+    if let Some(tuned) = &experiment.tuned
+        && let Some(value) = tuned.value(variant, fold.map(|fold| fold.name.as_str()))
+    {
+        settings::set(&mut config, &tuned.key, Value::Float(value))?;
     }
     for key in &experiment.seeded {
         let seed = i64::try_from(seed).context("seeds go up to 2^63 - 1")?;
@@ -364,7 +385,7 @@ pub(crate) mod tests {
         let experiment = Experiment::parse("small", SMALL).expect("valid");
         let says = |line: &str| Selection::new(&experiment, &args(line)).expect_err(line).to_string();
         assert!(says("--method mlbb").contains("did you mean `mlb`?"));
-        assert!(says("--method mlbb").ends_with("sum-ce, all"));
+        assert!(says("--method mlbb").ends_with("multimodal-loss, all"));
         assert!(says("--fusion flim").contains("did you mean `film`?"));
         assert!(says("--folds 3").contains("1 to 2"));
         assert!(says("--folds fold3").contains("allowed: fold1, fold2"));

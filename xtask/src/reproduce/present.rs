@@ -81,16 +81,31 @@ impl Report {
         let spread = if single {
             "one run each".to_owned()
         } else {
-            format!("± is the {} over {}", self.std, self.repetitions())
+            let runs = self.seeds.len() * self.folds.len().max(1);
+            format!("± is the {} over {} (n = {runs} runs)", self.std, self.repetitions())
         };
         let mut notes = vec![format!("Percent of the test part; {spread}.")];
         if self.rows.iter().any(|row| row.difference_from_joint.is_some()) {
+            let over = if self.folds.is_empty() {
+                format!("paired by seed, with Student's 95 % interval over seeds (n = {})", self.seeds.len())
+            } else {
+                format!(
+                    "paired by seed and fold, averaged over the seeds of a fold, with Student's 95 % interval over \
+                     folds (n = {})",
+                    self.folds.len()
+                )
+            };
             notes.push(format!(
-                "vs joint: difference in accuracy from joint training in points, paired by seed{}, with Student's 95 % \
-                 interval: ▲ lies above zero, ▼ below (no mark where all differences are equal: their spread is \
-                 unknown). Not corrected for comparing several methods.",
-                if self.folds.is_empty() { "" } else { " and fold" }
+                "vs joint: difference in accuracy from joint training in points, {over}: ▲ lies above zero, ▼ below \
+                 (no mark where all differences are equal: their spread is unknown). Not corrected for comparing \
+                 several methods."
             ));
+            let planned = self.folds.len().max(usize::from(self.folds.is_empty()) * self.seeds.len());
+            let fewer = |row: &&Row| row.difference_from_joint.is_some_and(|d| d.n < planned);
+            notes.extend(self.rows.iter().filter(fewer).filter_map(|row| {
+                let n = row.difference_from_joint?.n;
+                Some(format!("vs joint of {}: n = {n}, for runs failed.", row.variant().label()))
+            }));
             notes.push(self.interval_note.clone());
         } else {
             notes.push(
@@ -160,6 +175,23 @@ impl Report {
         lines.push(format!("every run: {}", self.settings.join(", ")));
         let of_methods = self.method_settings.iter().filter(|(_, lines)| !lines.is_empty());
         lines.extend(of_methods.map(|(name, lines)| format!("{name}: {}", lines.join(", "))));
+        if let Some(tuned) = &self.tuned {
+            let mut names: Vec<String> = Vec::new();
+            for row in &self.rows {
+                let name = row.variant().tuned_name();
+                if !names.contains(&name) {
+                    names.push(name);
+                }
+            }
+            lines.push(format!(
+                "{} by method{}, chosen on validation parts by `cargo xtask tune {}` ({}): {}",
+                tuned.key,
+                if self.folds.is_empty() { "" } else { " and fold" },
+                self.experiment,
+                tuned.source,
+                tuned.shown(&names).join("; ")
+            ));
+        }
         lines.push("all other settings of methods: the defaults that `mm methods` lists".to_owned());
         lines.push(format!(
             "commit {}, candle {}, device {}",
@@ -212,7 +244,7 @@ fn points(difference: Difference) -> String {
     };
     let interval = match (difference.low, difference.high) {
         (Some(low), Some(high)) => format!("[{}, {}]", signed(low), signed(high)),
-        _ => "[one pair]".to_owned(),
+        _ => "[n = 1]".to_owned(),
     };
     format!("{} {interval} {mark}", signed(difference.mean))
 }

@@ -7,10 +7,14 @@ use super::plan::{Run, Selection, variants};
 use super::record::Record;
 use super::settings;
 use super::summary::{self, CONFIDENCE, Outcome, Row, STD};
+use super::tuned::{self, Tuned};
 use anyhow::Result;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::time::Duration;
+
+/// The version of the layout of `results.json`.
+const FORMAT: u32 = 2;
 
 /// The content of `results.json` (documented in `docs/results-schema.md`).
 #[derive(Debug, Clone, Serialize)]
@@ -59,6 +63,8 @@ pub(crate) struct Report {
     pub(crate) wall_seconds: f64,
     /// The settings that all runs share.
     pub(crate) settings: Vec<String>,
+    /// What a search chose by method and fold, where it did.
+    pub(crate) tuned: Option<Tuned>,
     /// The settings of single methods.
     pub(crate) method_settings: BTreeMap<String, Vec<String>>,
     /// One entry per method and fusion.
@@ -146,6 +152,13 @@ impl Report {
         }
         warnings.extend(different_data(runs, outcomes));
         warnings.extend(of_runs(&records));
+        let used = experiment.tuned.as_ref().and_then(|tuned| tuned.used(experiment, selection));
+        warnings.extend(untuned(experiment, selection, used.as_ref().map(|(_, missing)| missing.as_slice())));
+        let tuned = used.map(|(tuned, _)| tuned);
+        // What the search replaces would be read as the value of the runs.
+        let replaced = |line: &String| {
+            tuned.as_ref().is_some_and(|tuned| line.starts_with(&format!("{} = ", tuned.key)))
+        };
         let failures = runs.iter().zip(outcomes).filter_map(|(run, outcome)| {
             let reason = outcome.as_ref().err()?.clone();
             Some(Failure { run: Layout::relative(run), label: run.label(), reason })
@@ -153,7 +166,7 @@ impl Report {
         let method_settings =
             experiment.methods.iter().filter(|(name, _)| selection.methods.contains(&name.as_str()));
         Ok(Self {
-            format: 1,
+            format: FORMAT,
             experiment: experiment.name.clone(),
             title: experiment.title.clone(),
             note: experiment.note.trim().to_owned(),
@@ -180,14 +193,19 @@ impl Report {
             warnings,
             command,
             wall_seconds: wall.as_secs_f64(),
-            settings: settings::dotted(&selection.base(experiment)?),
+            settings: settings::dotted(&selection.base(experiment)?)
+                .into_iter()
+                .filter(|line| !replaced(line))
+                .collect(),
             method_settings: method_settings
                 .map(|(name, method)| {
                     let mut lines = settings::dotted(&method.set);
+                    lines.retain(|line| !replaced(line));
                     lines.extend(method.note.clone());
                     (name.clone(), lines)
                 })
                 .collect(),
+            tuned,
             rows,
             agreement,
             reference: experiment.reference.clone(),
@@ -225,6 +243,22 @@ fn different_data(runs: &[Run], outcomes: &[Outcome]) -> Option<String> {
         .filter_map(|(run, outcome)| Some((run.seed, outcome.as_ref().ok()?.dataset.hash.as_ref()?)));
     let differs = hashes.any(|(seed, hash)| *first.entry(seed).or_insert(hash) != hash);
     differs.then(|| "runs of one seed had different data: --fresh makes them alike".to_owned())
+}
+
+/// A warning where the experiment asks for a search and its choices are not there for all rows.
+fn untuned(experiment: &Experiment, selection: &Selection, missing: Option<&[String]>) -> Option<String> {
+    let key = &experiment.tune.as_ref()?.key;
+    if selection.sets(key) {
+        return None;
+    }
+    let (source, name) = (tuned::source(&experiment.name), &experiment.name);
+    match missing {
+        None => Some(format!(
+            "there is no {source}: {key} was not chosen as the protocol says; run `cargo xtask tune {name}` first"
+        )),
+        Some([]) => None,
+        Some(missing) => Some(format!("{source} has no {key} for {}", missing.join(", "))),
+    }
 }
 
 /// What the runs warn of, each text once with the number of runs that say it.

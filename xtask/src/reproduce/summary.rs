@@ -29,17 +29,19 @@ pub(crate) struct Stat {
     pub(crate) n: usize,
 }
 
-/// A mean difference over pairs of runs with the same seed and fold.
+/// A mean difference between runs with the same seed and fold, over folds, or over seeds where there are no folds.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub(crate) struct Difference {
     /// The mean difference.
     pub(crate) mean: f64,
-    /// The lower end of the interval; none for a single pair.
+    /// The lower end of the interval; none if `n` is 1.
     pub(crate) low: Option<f64>,
-    /// The upper end of the interval; none for a single pair.
+    /// The upper end of the interval; none if `n` is 1.
     pub(crate) high: Option<f64>,
-    /// The number of pairs.
+    /// The number of folds, or of seeds.
     pub(crate) n: usize,
+    /// What `n` counts: `fold` or `seed`.
+    pub(crate) unit: &'static str,
     /// The confidence of the interval.
     pub(crate) confidence: f64,
 }
@@ -219,7 +221,8 @@ fn inside(records: &[&Record]) -> Result<BTreeMap<String, Ways>> {
     Ok(found)
 }
 
-/// What the unimodal runs reach: their own accuracy, and the probe on their encoder.
+/// What the unimodal runs reach: their own accuracy, and the probe on their encoder. Both are over the rows that have
+/// the modality, as are the numbers inside a model that they are compared with.
 fn separate(runs: &[Run], outcomes: &[Outcome]) -> Result<BTreeMap<String, Ways>> {
     let mut found: BTreeMap<String, Ways> = BTreeMap::new();
     for run in runs.iter().filter(|run| run.variant.method == UNIMODAL) {
@@ -231,37 +234,46 @@ fn separate(runs: &[Run], outcomes: &[Outcome]) -> Result<BTreeMap<String, Ways>
         }
         let records: Vec<&Record> =
             of(&run.variant, runs, outcomes).filter_map(|(_, outcome)| outcome.as_ref().ok()).collect();
-        let probe = |record: &Record| record.unimodal.get(modality)?.get("probe").copied().flatten();
+        let way = |record: &Record, way: &str| record.unimodal.get(modality)?.get(way).copied().flatten();
+        let accuracy = |record: &Record| way(record, "masked").or_else(|| record.test_metric("accuracy"));
         let ways = Ways::from([
-            ("accuracy", over(&records, |record| record.test_metric("accuracy"))?),
-            ("probe", over(&records, probe)?),
+            ("accuracy", over(&records, accuracy)?),
+            ("probe", over(&records, |record| way(record, "probe"))?),
         ]);
         found.insert(modality.clone(), ways);
     }
     Ok(found)
 }
 
-/// The mean difference in test accuracy over the pairs with the same seed and fold; none without pairs.
+/// The mean difference in test accuracy between runs with the same seed and fold; none without pairs. The seeds of a
+/// fold share its rows and are no independent trials: their differences are averaged, and the interval is over folds.
 fn difference(mine: &[(&Run, &Outcome)], joint: &[(&Run, &Outcome)]) -> Result<Option<Difference>> {
     let accuracy =
         |outcome: &Outcome| outcome.as_ref().ok().and_then(|record| record.test_metric("accuracy"));
-    let (mut a, mut b) = (Vec::new(), Vec::new());
+    let mut by_fold: BTreeMap<Option<&str>, Vec<f64>> = BTreeMap::new();
     for (run, outcome) in mine {
         let twin = joint.iter().find(|(other, _)| other.seed == run.seed && other.fold == run.fold);
         if let (Some(x), Some(y)) = (accuracy(outcome), twin.and_then(|(_, outcome)| accuracy(outcome))) {
-            a.push(x);
-            b.push(y);
+            by_fold.entry(run.fold.as_deref()).or_default().push(x - y);
         }
     }
-    if a.is_empty() {
+    let (unit, differences) = match by_fold.remove(&None) {
+        Some(of_seeds) => ("seed", of_seeds),
+        None => (
+            "fold",
+            by_fold.values().map(|of_seeds| mean_std(of_seeds).map(|s| s.mean)).collect::<Result<_, _>>()?,
+        ),
+    };
+    if differences.is_empty() {
         return Ok(None);
     }
-    let found = paired_difference(&a, &b, CONFIDENCE)?;
+    let found = paired_difference(&differences, &vec![0.0; differences.len()], CONFIDENCE)?;
     Ok(Some(Difference {
         mean: found.mean,
         low: found.low,
         high: found.high,
         n: found.n,
+        unit,
         confidence: CONFIDENCE,
     }))
 }
@@ -314,18 +326,18 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn differences_pair_seeds_and_folds() {
+    fn differences_are_averaged_over_seeds_then_folds() {
         let (_, _, rows) = fabricated();
         assert!(rows[2].difference_from_joint.is_none(), "joint is not compared with itself");
-        // MLB: 0.83, 0.85, 0.87 against 0.80, 0.81, 0.82 (its fourth run failed): 0.03, 0.04, 0.05.
+        // MLB: 0.83, 0.85 | 0.87 against 0.80, 0.81 | 0.82 (its last run failed): 0.03, 0.04 | 0.05, so 0.035 | 0.05.
         let mlb = &rows[3];
-        let difference = mlb.difference_from_joint.expect("three pairs");
-        let half = 4.302_652_729_911_275 * 0.01 / 3.0_f64.sqrt(); // t(0.975, 2)
-        assert_eq!((mlb.failed, difference.n, difference.side()), (1, 3, 1));
-        close(difference.mean, 0.04);
-        close(difference.low.expect("interval"), 0.04 - half);
-        close(difference.high.expect("interval"), 0.04 + half);
-        let unimodal = rows[0].difference_from_joint.expect("four pairs");
+        let difference = mlb.difference_from_joint.expect("two folds");
+        let half = 12.706_204_736_174_7 * 0.015 / 2.0_f64.sqrt() / 2.0_f64.sqrt(); // t(0.975, 1) std / sqrt(2)
+        assert_eq!((mlb.failed, difference.n, difference.unit, difference.side()), (1, 2, "fold", 0));
+        close(difference.mean, 0.0425);
+        close(difference.low.expect("interval"), 0.0425 - half);
+        close(difference.high.expect("interval"), 0.0425 + half);
+        let unimodal = rows[0].difference_from_joint.expect("two folds");
         close(unimodal.mean, -0.2);
         assert_eq!(unimodal.side(), 0, "the differences are all equal");
     }
@@ -338,6 +350,54 @@ pub(crate) mod tests {
         assert_eq!(mlb.unimodal["a"]["head"], None);
         close(mlb.unimodal_separate["a"]["probe"].expect("four runs").mean, 0.62);
         close(mlb.unimodal_separate["b"]["accuracy"].expect("four runs").mean, 0.715);
+    }
+
+    #[test]
+    fn without_folds_the_interval_is_over_seeds() {
+        let (mut runs, outcomes, _) = fabricated();
+        for run in &mut runs {
+            run.seed += if run.fold.take().as_deref() == Some("fold2") { 2 } else { 0 };
+        }
+        let variants: Vec<Variant> = ["joint", "mlb"]
+            .map(|method| Variant { method, modality: None, fusion: Some("late-linear".to_owned()) })
+            .to_vec();
+        let rows = rows(&variants, &runs, &outcomes, Layout::relative).expect("finite");
+        let difference = rows[1].difference_from_joint.expect("three seeds"); // 0.03, 0.04, 0.05
+        let half = 4.302_652_729_911_275 * 0.01 / 3.0_f64.sqrt(); // t(0.975, 2)
+        assert_eq!((difference.n, difference.unit, difference.side()), (3, "seed", 1));
+        close(difference.mean, 0.04);
+        close(difference.low.expect("interval"), 0.04 - half);
+    }
+
+    #[test]
+    fn a_single_fold_has_no_interval() {
+        let (mut runs, mut outcomes, _) = fabricated();
+        outcomes.truncate(runs.iter().take_while(|run| run.fold.as_deref() == Some("fold1")).count());
+        runs.truncate(outcomes.len());
+        let variants: Vec<Variant> = runs[..4].iter().map(|run| run.variant.clone()).collect();
+        let rows = rows(&variants, &runs, &outcomes, Layout::relative).expect("finite");
+        let difference = rows[3].difference_from_joint.expect("one fold"); // 0.03, 0.04
+        assert_eq!((difference.n, difference.low, difference.high, difference.side()), (1, None, None, 0));
+        close(difference.mean, 0.035);
+    }
+
+    #[test]
+    fn alone_means_on_the_rows_that_have_the_modality() {
+        let (runs, mut outcomes, _) = fabricated();
+        let mut masked = [Some(0.9), Some(0.8), None, Some(0.7)].into_iter();
+        for (run, outcome) in runs.iter().zip(&mut outcomes) {
+            if let (Some("a"), Ok(record)) = (run.variant.modality.as_deref(), outcome) {
+                let ways = record.unimodal.get_mut("a").expect("modality a");
+                ways.insert("masked".to_owned(), masked.next().expect("four runs"));
+            }
+        }
+        let rows = rows(&[runs[0].variant.clone()], &runs, &outcomes, Layout::relative).expect("finite");
+        // The third run says nothing of masking: its test accuracy, 0.62, stands in.
+        close(
+            rows[0].unimodal_separate["a"]["accuracy"].expect("four runs").mean,
+            (0.9 + 0.8 + 0.62 + 0.7) / 4.0,
+        );
+        close(rows[0].accuracy.expect("four runs").mean, 0.615);
     }
 
     #[test]

@@ -14,7 +14,7 @@ fn with_data(bench: &Bench, file: &str) -> String {
 fn every_experiment_expands_into_the_runs_it_should() {
     // (unimodal + ensemble + 11 fused) x seeds x folds; protein is never trained alone.
     let expected = [
-        ("synthetic", "", (2 + 1 + 11) * 10),
+        ("synthetic", "", (2 + 1 + 11) * 8),
         ("cremad-perception", "cremad-perception/cremad-perception.safetensors", (2 + 1 + 11) * 3 * 3),
         ("ravdess-features", "ravdess-av/ravdess-av.safetensors", (2 + 1 + 11) * 3 * 5),
         ("mosi", "mosi-bclstm/mosi.safetensors", (3 + 1 + 11) * 5),

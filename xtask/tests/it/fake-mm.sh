@@ -3,6 +3,8 @@
 #   FAKE_MM_LOG    a line is appended to this file for every call
 #   FAKE_MM_FAIL   calls whose configuration contains this text fail
 #   FAKE_MM_SLEEP  seconds that a call takes
+#   FAKE_MM_VAL    a file with lines `METHOD[:MODALITY] TRAIN LR SEED ACCURACY LOSS` for the validation part, where TRAIN
+#                  is data.split.train or `-`; what it does not name has accuracy 0.5 and loss 1
 set -eu
 [ -z "${FAKE_MM_LOG:-}" ] || echo "$RAYON_NUM_THREADS $*" >> "$FAKE_MM_LOG"
 [ -z "${FAKE_MM_SLEEP:-}" ] || exec sleep "$FAKE_MM_SLEEP"
@@ -26,9 +28,15 @@ value() {
         here == table && $1 == key { sub(/^[^=]*= */, ""); gsub(/"/, ""); print; exit }' "$config"
 }
 
-seed=0 method=ensemble modality=
+seed=0 method=ensemble modality= val=
 if [ "$task" = train ]; then
     seed=$(value "" seed) method=$(value method kind) modality=$(value method modality)
+    if [ -n "${FAKE_MM_VAL:-}" ]; then
+        train=$(value data.split train)
+        val=$(awk -v row="$method${modality:+:$modality}" -v train="${train:--}" -v lr="$(value optim lr)" -v seed="$seed" '
+            $1 == row && $2 == train && $3 == lr && $4 == seed { found = $5 ", \"loss\": " $6 }
+            END { print found ? found : "0.5, \"loss\": 1" }' "$FAKE_MM_VAL")
+    fi
     if [ -n "${FAKE_MM_FAIL:-}" ] && grep -q "$FAKE_MM_FAIL" "$config"; then
         echo "first line" >&2
         echo "error: train.epochs = 0: must be at least 1" >&2
@@ -57,7 +65,7 @@ cat > "$out/result.json" <<END
  "dataset": {"name": "synthetic", "hash": "00ff00ff00ff00ff$seed", "classes": 6, "modalities": ["fast", "slow"],
              "train": 2000, "val": 500, "test": 4},
  "selected_epoch": 1, "epochs": 2, "steps": 10,
- "val": {"accuracy": $accuracy},
+ "val": {"accuracy": ${val:-$accuracy}},
  "test": {"accuracy": $accuracy, "macro_f1": $accuracy, "ece": 0.05, "mcc": null, "confusion": [[1, 0], [0, 1]]},
  "unimodal": {"fast": {"head": null, "probe": $(rate $fast)}, "slow": {"head": null, "probe": $(rate $slow)}},
  "modality_gap": {"fast|slow": 0.8}, "shapley": null, "warnings": [],

@@ -4,6 +4,7 @@
 mod architecture;
 mod experiments;
 mod reproduce;
+mod tune;
 
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -26,8 +27,13 @@ impl Bench {
 
     /// `cargo xtask reproduce` with these words, into the folder `out`.
     fn reproduce(&self, line: &str) -> Command {
+        self.task("reproduce", line)
+    }
+
+    /// A task that calls the stand-in, with these words, into the folder `out`.
+    fn task(&self, task: &str, line: &str) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_xtask"));
-        command.arg("reproduce").args(line.split_whitespace()).arg("--out").arg(self.path("out"));
+        command.arg(task).args(line.split_whitespace()).arg("--out").arg(self.path("out"));
         command.env("MM_BIN", Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/fake-mm.sh"));
         command.env("MM_COMMIT", "c0ffee").env("FAKE_MM_LOG", self.path("calls"));
         command
