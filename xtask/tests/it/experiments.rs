@@ -48,7 +48,7 @@ fn missing_data_say_where_to_get_them() {
 }
 
 #[test]
-fn folds_differ_in_the_split_only() {
+fn folds_differ_in_the_split_and_the_tuned_rate_only() {
     let bench = Bench::new();
     let data = with_data(&bench, "ravdess-av/ravdess-av.safetensors");
     let output = finish(bench.reproduce(&format!("ravdess-features --method joint --seeds 1 {data}")));
@@ -61,6 +61,11 @@ fn folds_differ_in_the_split_only() {
         let text = std::fs::read_to_string(entry.expect("entry").path()).expect("readable");
         let mut config: toml::Table = toml::from_str(&text).expect("TOML");
         let split = config["data"].as_table_mut().expect("a table").remove("split").expect("a split");
+        let rate = config["optim"].as_table_mut().expect("a table").remove("lr").expect("a rate");
+        assert!(
+            [0.005, 0.02, 0.05].contains(&rate.as_float().expect("a number")),
+            "{rate} is not of the grid"
+        );
         splits.push((split["test_fold"].as_integer(), split["val_fold"].as_integer()));
         rests.push(config);
     }
