@@ -28,7 +28,7 @@ use toml::Value;
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
-    /// An experiment whose file has a part [tune]: synthetic, cremad-perception or ravdess-features
+    /// An experiment whose file has a `tune` table: synthetic, cremad-perception or ravdess-features
     #[arg(default_value = DEFAULT)]
     experiment: String,
     /// The folder with the data sets [default: ../shared/data beside the workspace, if it exists]

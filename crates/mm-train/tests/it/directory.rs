@@ -50,7 +50,9 @@ fn a_directory_belongs_to_one_configuration() {
 #[test]
 fn files_that_no_run_wrote_are_never_replaced() {
     for how in [START, RESUME, FRESH] {
-        for (name, content) in [("config.toml", "seed = 1"), ("env.json", "{}"), ("model/weights.bin", "mine")] {
+        for (name, content) in
+            [("config.toml", "seed = 1"), ("env.json", "{}"), ("model/weights.bin", "mine")]
+        {
             let folder = tempfile::tempdir().unwrap();
             let path = folder.path().join(name);
             fs::create_dir_all(path.parent().unwrap()).unwrap();

@@ -238,7 +238,12 @@ fn second_derivatives(golden: &Fixture, prefix: &str, dtype: DType) -> Result<()
             panic!("epoch, rate and two weights")
         };
         assert!((initial + matching - 1.0).abs() < 1e-12, "the weights of LFM add up to 1");
-        let bilevel = Bilevel { variant: Variant::ReleasedHvp, initial: Some(initial), rate: Some(rate), ..Bilevel::default() };
+        let bilevel = Bilevel {
+            variant: Variant::ReleasedHvp,
+            initial: Some(initial),
+            rate: Some(rate),
+            ..Bilevel::default()
+        };
         let mut method = learned(bilevel);
         let (supervised, statistic) = epoch_start(&mut method, &toy, epoch as usize, (&batch, &batch))?;
         golden.compare(&key("alpha_grad"), &statistic, tol);
