@@ -24,7 +24,7 @@ pub(crate) struct Args {
     /// Override one setting; may be given several times.
     #[arg(long = "set", value_name = "KEY.PATH=VALUE")]
     sets: Vec<String>,
-    /// Folder of the run [default: runs/<name>-<hash of the configuration>].
+    /// Folder of the run [default: runs/NAME-HASH, the hash being that of the configuration].
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
     /// Go on from the last checkpoint; without one, start.

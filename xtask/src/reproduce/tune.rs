@@ -101,8 +101,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     write_atomic(&layout.out().join("grid.md"), &markdown(&document))?;
     print!("{}", text(&document));
     let failures = outcomes.iter().filter(|outcome| outcome.is_err()).count();
-    if failures > 0 {
-        eprintln!("no choice was written: every run of the grid must succeed");
+    // A rate at which training diverges is a result of the search: it is not chosen. Any other failure is a fault.
+    if outcomes.iter().filter_map(|outcome| outcome.as_ref().err()).any(|reason| !reason.contains(DIVERGED)) {
+        eprintln!("no choice was written: every run of the grid must succeed, or diverge");
         return Ok(failed(&layout, failures, runs.len()));
     }
     if !whole {
@@ -181,14 +182,17 @@ struct Cell {
     scores: Vec<Option<Score>>,
 }
 
+/// What `mm` says of a loss that is not a number any more.
+const DIVERGED: &str = "training has diverged";
+
 /// Means closer than this are equal: sums of the same numbers may differ in the last bits.
 const EQUAL: f64 = 1e-12;
 
 impl Cell {
-    /// The value with the best accuracy; among equals the one with the lower loss, then the smaller one. None if a run
-    /// failed.
+    /// The value with the best accuracy; among equals the one with the lower loss, then the smaller one. A value at
+    /// which a run failed is out; none if there was one at every value.
     fn chosen(&self) -> Option<f64> {
-        let scores = self.scores.iter().copied().collect::<Option<Vec<Score>>>()?;
+        let scores = self.scores.iter().flatten().copied();
         let better = |a: &Score, b: &Score| {
             if (a.accuracy - b.accuracy).abs() > EQUAL {
                 return a.accuracy > b.accuracy;
@@ -198,10 +202,7 @@ impl Cell {
             }
             a.value < b.value
         };
-        scores
-            .into_iter()
-            .reduce(|best, score| if better(&score, &best) { score } else { best })
-            .map(|s| s.value)
+        scores.reduce(|best, score| if better(&score, &best) { score } else { best }).map(|s| s.value)
     }
 }
 
@@ -323,8 +324,10 @@ mod tests {
     }
 
     #[test]
-    fn no_choice_where_a_run_failed() {
+    fn a_value_at_which_a_run_failed_is_not_chosen() {
         let mut cell = cell(&[(0.1, 0.7, 0.5), (0.2, 0.8, 0.4)]);
+        cell.scores[1] = None;
+        assert_eq!(cell.chosen(), Some(0.1));
         cell.scores[0] = None;
         assert_eq!(cell.chosen(), None);
         assert!(choices(&[cell]).is_err());
