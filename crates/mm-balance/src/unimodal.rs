@@ -7,7 +7,7 @@
 //!
 //! over the rows P_m that have modality m. Shapes: logits u^m (B, C) per modality, labels (B). L is a scalar with a
 //! gradient to every u^m; the scores are on the host, NaN where P_m is empty, and equal
-//! [`score::true_class`](crate::score::true_class). A modality of which the batch has no row adds nothing to L, and its
+//! [`crate::score::true_class`]. A modality of which the batch has no row adds nothing to L, and its
 //! gradient is zero.
 //!
 //! Multi-Loss and MLB need both in every step; computed apart they would take two passes and 2M graph nodes. On devices
