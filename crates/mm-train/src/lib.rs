@@ -3,6 +3,7 @@
 pub mod build;
 pub mod checkpoint;
 pub mod config;
+mod directory;
 pub mod ensemble;
 pub mod error;
 pub mod evaluate;
@@ -12,6 +13,7 @@ pub mod predict;
 pub mod record;
 pub mod result;
 pub mod schedule;
+mod telemetry;
 pub mod trainer;
 
 pub use config::{ModelConfig, Protocol, RunConfig, TrainConfig};

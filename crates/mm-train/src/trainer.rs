@@ -7,16 +7,18 @@
 use crate::build::{Built, build};
 use crate::checkpoint::{self, Best, Checkpoint, Progress};
 use crate::config::{Protocol, RunConfig, Select};
+use crate::directory::{claim, clear, refuse_foreign};
 use crate::error::TrainError;
 use crate::evaluate::{Evaluator, Quick, scores};
 use crate::optim::{Optim, dtype};
-use crate::record::{Lock, Metrics, read_json, sweep, write_atomic, write_json};
+use crate::record::{Lock, Metrics, sweep, write_atomic, write_json};
 use crate::result::{DatasetInfo, PredictionFile, RunResult, Seconds, peak_memory_mib};
+use crate::telemetry::{epoch_line, part, step_line};
 use candle_core::Tensor;
-use mm_balance::{EpochCx, EpochReport, StepCx, StepReport};
-use mm_core::{Batch, ConfigError, Modal, Modalities, ParamStore, StepRng};
+use mm_balance::{EpochCx, EpochReport, StepCx};
+use mm_core::{Batch, ConfigError, Modalities, ParamStore, StepRng};
 use mm_data::{Loader, Prepared};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -95,70 +97,6 @@ pub fn train(config: &RunConfig, dir: &Path, options: Options<'_>) -> Result<Out
         return Ok(Outcome::Done(Box::new(result)));
     }
     Ok(Outcome::Interrupted { step: run.at.step })
-}
-
-/// What a run leaves in its directory, beside its lock.
-const FILES: [&str; 8] = [
-    "result.json",
-    "config.toml",
-    "env.json",
-    "metrics.jsonl",
-    "run.log",
-    "predictions.json",
-    "ckpt",
-    "model",
-];
-
-/// Refuses a directory that holds files of these names which no run of ours has written: they would be replaced.
-fn refuse_foreign(dir: &Path) -> Result<(), TrainError> {
-    let foreign = FILES.iter().find(|name| dir.join(name).exists());
-    match foreign {
-        Some(name) if !dir.join(".lock").exists() => {
-            let reason =
-                format!("holds `{name}`, which is not of a run; choose an --out of its own for every run");
-            Err(TrainError::run(dir, reason))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Removes the files of an earlier run, and nothing else.
-fn clear(dir: &Path) -> Result<(), TrainError> {
-    for name in FILES {
-        let path = dir.join(name);
-        let gone = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
-        match gone {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(TrainError::write(&path, e)),
-            _ => {}
-        }
-    }
-    Ok(())
-}
-
-/// Makes sure that the directory is free or belongs to this configuration; returns the result if the run is done.
-fn claim(config: &RunConfig, dir: &Path, resume: bool) -> Result<Option<RunResult>, TrainError> {
-    let text = config.to_toml()?;
-    let path = dir.join("config.toml");
-    match fs::read_to_string(&path) {
-        Ok(found) if found == text => {
-            let result = dir.join("result.json");
-            if result.exists() {
-                return read_json(&result).map(Some);
-            }
-            if !resume && dir.join("ckpt/latest").exists() {
-                let reason = "holds an unfinished run of this configuration; add --resume to go on or --fresh to redo it";
-                return Err(TrainError::run(dir, reason));
-            }
-            Ok(None)
-        }
-        Ok(_) => {
-            let reason =
-                "holds a run of another configuration; choose another --out or add --fresh to replace it";
-            Err(TrainError::run(dir, reason))
-        }
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(TrainError::run(dir, format!("cannot be a run directory ({e}); choose another --out"))),
-    }
 }
 
 /// Makes sure that there are rows to choose the epoch by.
@@ -501,13 +439,6 @@ fn threads() -> usize {
     asked.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, std::num::NonZero::get))
 }
 
-fn part(protocol: Protocol) -> &'static str {
-    match protocol {
-        Protocol::ValidationSelect => "val",
-        Protocol::OgmTestSelect => "test",
-    }
-}
-
 /// The rows that have at least one of the modalities in use: the others have nothing to learn from or to be judged by.
 /// They stay in the test part, where a decision is owed for every row.
 fn with_input(prepared: &Prepared, rows: &[usize]) -> Vec<usize> {
@@ -587,43 +518,4 @@ impl Snapshot<'_> {
         };
         checkpoint::save(&dir.join("ckpt"), &checkpoint)
     }
-}
-
-fn step_line(at: &Progress, report: &StepReport, rate: f64, names: &[String]) -> Map<String, Value> {
-    let mut line = Map::new();
-    line.insert("kind".into(), "step".into());
-    line.insert("epoch".into(), at.epoch.into());
-    line.insert("step".into(), at.step.into());
-    line.insert("rows".into(), report.rows.into());
-    line.insert("lr".into(), rate.into());
-    line.insert("loss".into(), json!(report.loss));
-    for (name, m, value) in &report.observations {
-        let key = match m {
-            Some(m) => format!("{name}.{}", names[*m]),
-            None => (*name).to_owned(),
-        };
-        line.insert(key, json!(value));
-    }
-    line
-}
-
-fn epoch_line(
-    at: &Progress,
-    train_loss: f64,
-    quick: &Quick,
-    protocol: Protocol,
-    names: &[String],
-) -> Map<String, Value> {
-    let part = part(protocol);
-    let mut line = Map::new();
-    line.insert("kind".into(), "epoch".into());
-    line.insert("epoch".into(), at.epoch.into());
-    line.insert("step".into(), at.step.into());
-    line.insert("train_loss".into(), json!(train_loss));
-    line.insert(format!("{part}_loss"), json!(quick.loss));
-    line.insert(format!("{part}_accuracy"), json!(quick.accuracy));
-    for (m, accuracy) in quick.unimodal.as_ref().map(Modal::values).unwrap_or_default().iter().enumerate() {
-        line.insert(format!("{part}_accuracy.{}", names[m]), json!(accuracy));
-    }
-    line
 }
