@@ -159,9 +159,8 @@ impl CustomOp1 for CrossEntropy {
                 }
             };
             if let Some(kept) = &self.gradient {
-                kept.get_or_init(|| {
-                    Tensor::from_vec(softmax, layout.shape(), &Device::Cpu).expect("as many elements as the logits")
-                });
+                // A second forward pass of the same operation would keep the same values: the first ones stay.
+                let _ = kept.set(Tensor::from_vec(softmax, layout.shape(), &Device::Cpu)?);
             }
             Ok((T::to_cpu_storage_owned(vec![T::from_f64(loss)]), Shape::from(())))
         })

@@ -45,6 +45,7 @@ pub fn ensemble(members: &[PathBuf], out: &Path, rule: Average) -> Result<RunRes
     result.unimodal = results.iter().flat_map(|r| r.unimodal.clone()).collect();
     result.modality_gap = BTreeMap::new();
     result.shapley = None;
+    result.peak_memory_mib = None;
     result.steps = results.iter().map(|r| r.steps).sum();
     result.parameters = results.iter().map(|r| r.parameters).sum();
     result.seconds = Seconds {
