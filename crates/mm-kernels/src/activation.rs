@@ -1,11 +1,13 @@
 //! Element-wise activations, each one pass forward and one pass backward.
 //!
-//! candle's own `relu` passes a gradient at zero, and the backward passes of its two GELUs use constants of six digits;
-//! these do neither. All functions keep the shape; on CPU they take `f32` and `f64`.
+//! candle's own `relu` passes a gradient at zero, and the backward passes of its two GELUs use constants of
+//! six digits; these do neither. All functions but `glu` keep the shape; on CPU they take `f32` and `f64`.
 
 use crate::host::{Real, View, by_dtype, slice};
+use crate::parallel::pieces;
 use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, WithDType};
+use candle_core::shape::Dim;
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, WithDType, bail};
 use std::f64::consts::{FRAC_1_SQRT_2, PI};
 use std::marker::PhantomData;
 
@@ -39,6 +41,34 @@ pub fn sigmoid(x: &Tensor) -> Result<Tensor> {
 /// Hyperbolic tangent.
 pub fn tanh(x: &Tensor) -> Result<Tensor> {
     apply::<Tanh>(x)
+}
+
+/// Gated linear unit: the first half of a dimension, times the logistic function of the second.
+///
+/// ```text
+/// y = a sigmoid(b),   (a, b) = x split in two along dim
+/// ```
+///
+/// Shapes: `x (.., 2 C, ..)` to `(.., C, ..)`, `dim` being the one that is halved. Errors: a dimension that
+/// does not exist or is odd. Source: Dauphin et al., 2016, <https://arxiv.org/abs/1612.08083>.
+///
+/// ```
+/// use candle_core::{D, Device, Tensor};
+/// let x = Tensor::new(&[[4f32, -2.0, 0.0, 0.0]], &Device::Cpu)?;
+/// assert_eq!(mm_kernels::glu(&x, D::Minus1)?.to_vec2::<f32>()?, [[2.0, -1.0]]);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
+#[allow(clippy::needless_pass_by_value)] // as candle's own operations take a dimension
+pub fn glu<D: Dim>(x: &Tensor, dim: D) -> Result<Tensor> {
+    let dim = dim.to_index(x.shape(), "glu")?;
+    let size = x.dim(dim)?;
+    if size % 2 != 0 {
+        bail!("glu: dimension {dim} of x {:?} must be even, got {size}", x.shape())
+    }
+    if !x.device().is_cpu() {
+        return composed_glu(x, dim);
+    }
+    x.contiguous()?.apply_op1(Glu { dim })
 }
 
 /// One activation: its value, and its gradient `pull` from the argument, the result and the incoming gradient.
@@ -211,6 +241,68 @@ impl Activation for Tanh {
     }
 }
 
+struct Glu {
+    dim: usize,
+}
+
+impl Glu {
+    /// The shape of the result, and the number of values that lie together in each half.
+    fn halves(&self, dims: &[usize]) -> (Shape, usize) {
+        let mut halved = dims.to_vec();
+        halved[self.dim] /= 2;
+        let run = halved[self.dim..].iter().product();
+        (Shape::from(halved), run)
+    }
+}
+
+impl CustomOp1 for Glu {
+    fn name(&self) -> &'static str {
+        "glu"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        by_dtype!(self.name(), x.dtype(), T => {
+            let x = slice::<T>(self.name(), x, layout)?;
+            let (shape, run) = self.halves(layout.dims());
+            let mut y = vec![T::from_f64(0.0); x.len() / 2];
+            pieces(&mut y, run, x.len(), |i, y| {
+                let (a, b) = x[2 * i * run..][..2 * run].split_at(run);
+                for ((y, &a), &b) in y.iter_mut().zip(a).zip(b) {
+                    *y = a * logistic(b);
+                }
+            });
+            Ok((T::to_cpu_storage_owned(y), shape))
+        })
+    }
+
+    fn bwd(&self, x: &Tensor, _y: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        let grad = grad.contiguous()?;
+        by_dtype!(self.name(), grad.dtype(), T => {
+            let (xv, gv) = (View::new(x), View::new(&grad));
+            let (xs, gs) = (xv.slice::<T>(self.name())?, gv.slice::<T>(self.name())?);
+            let (_, run) = self.halves(x.dims());
+            let mut dx = vec![T::from_f64(0.0); xs.len()];
+            pieces(&mut dx, 2 * run, xs.len(), |i, dx| {
+                let (a, b) = xs[2 * i * run..][..2 * run].split_at(run);
+                let (da, db) = dx.split_at_mut(run);
+                let halves = da.iter_mut().zip(db).zip(a.iter().zip(b));
+                for (((da, db), (&a, &b)), &g) in halves.zip(&gs[i * run..][..run]) {
+                    let s = logistic(b);
+                    *da = g * s;
+                    *db = g * a * s * (T::from_f64(1.0) - s);
+                }
+            });
+            Ok(Some(Tensor::from_vec(dx, x.shape(), x.device())?))
+        })
+    }
+}
+
+/// The same function in candle's own operations: every device but the CPU, and the reference of the tests.
+fn composed_glu(x: &Tensor, dim: usize) -> Result<Tensor> {
+    let half = x.dim(dim)? / 2;
+    x.narrow(dim, 0, half)? * Sigmoid::composed(&x.narrow(dim, half, half)?)?
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -230,6 +322,15 @@ mod tests {
         same::<Silu>()?;
         same::<Sigmoid>()?;
         same::<Tanh>()
+    }
+
+    #[test]
+    fn the_composition_of_glu_is_the_same_function() -> Result<()> {
+        for dim in 0..3 {
+            assert_same(|x| glu(&x[0], dim), |x| composed_glu(&x[0], dim), &[normal(&[4, 6, 2], 1)?])?;
+        }
+        // On several threads.
+        assert_same(|x| glu(&x[0], 1), |x| composed_glu(&x[0], 1), &[normal(&[6, 8, 999], 1)?])
     }
 
     #[test]

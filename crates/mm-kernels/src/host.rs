@@ -6,7 +6,7 @@ use std::iter::Sum;
 use std::ops::Neg;
 
 /// The element types the CPU kernels are written for: `f32` and `f64`.
-pub(crate) trait Real: WithDType + Neg<Output = Self> + Sum<Self> {
+pub(crate) trait Real: WithDType + Neg<Output = Self> + Sum<Self> + crate::rowwise::Element {
     fn exp(self) -> Self;
     fn ln(self) -> Self;
     fn sqrt(self) -> Self;

@@ -1,8 +1,9 @@
 //! The affine map of a fully connected layer.
 
+use crate::conv::{Engine, Geometry, Precision, Stored};
 use crate::host::{View, add_rows, by_dtype, slice};
 use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, WithDType, bail};
+use candle_core::{CpuStorage, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Tensor, WithDType, bail};
 
 /// A fully connected layer without its state.
 ///
@@ -28,6 +29,14 @@ use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tenso
 /// # Ok::<(), candle_core::Error>(())
 /// ```
 pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    linear_in(x, weight, bias, Precision::F32)
+}
+
+/// [`linear`] with its products taken in a given precision; `f64` tensors are always computed in `f64`.
+///
+/// In `F32` the product is candle's; the others run on the kernels of [`crate::conv`], and where the processor has no
+/// bfloat16 they are `F32`. Devices other than the CPU compute in the tensors' own type.
+pub fn linear_in(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, precision: Precision) -> Result<Tensor> {
     let dims = x.dims();
     let [out, inputs] = *weight.dims() else {
         bail!("linear: weight must be (out, in), got {:?}", weight.shape())
@@ -49,14 +58,27 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
     }
     let (x, weight) = (x.contiguous()?, weight.contiguous()?);
     match bias {
-        None => x.apply_op2(&weight, Linear),
-        Some(bias) => x.apply_op3(&weight, &bias.contiguous()?, Linear),
+        None => x.apply_op2(&weight, Linear(precision)),
+        Some(bias) => x.apply_op3(&weight, &bias.contiguous()?, Linear(precision)),
     }
 }
 
 const NAME: &str = "linear";
 
-struct Linear;
+struct Linear(Precision);
+
+impl Linear {
+    /// What computes the products if candle does not.
+    fn engine(&self, dtype: DType) -> Option<Engine> {
+        (self.0 != Precision::F32 && dtype == DType::F32).then(|| Engine::new(self.0))
+    }
+}
+
+/// A linear layer as a convolution of one tap over a row of pixels.
+fn geometry(rows: usize, weight: &Shape) -> Result<Geometry> {
+    let (out, inputs) = weight.dims2()?;
+    Geometry::new(NAME, [1, 1, rows, inputs], &Shape::from((out, inputs, 1, 1)), (1, 1, 0, 0, 1, 1), 1)
+}
 
 impl CustomOp2 for Linear {
     fn name(&self) -> &'static str {
@@ -70,7 +92,7 @@ impl CustomOp2 for Linear {
         w: &CpuStorage,
         wl: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        product(x, xl, w, wl)
+        product(self, x, xl, w, wl)
     }
 
     fn bwd(
@@ -81,7 +103,7 @@ impl CustomOp2 for Linear {
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let grad = rows(grad)?;
-        Ok((grad_x(x, w, &grad)?, grad_weight(x, w, &grad)?))
+        Ok((grad_x(self, x, w, &grad)?, grad_weight(self, x, w, &grad)?))
     }
 }
 
@@ -99,7 +121,7 @@ impl CustomOp3 for Linear {
         b: &CpuStorage,
         bl: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let (y, shape) = product(x, xl, w, wl)?;
+        let (y, shape) = product(self, x, xl, w, wl)?;
         by_dtype!(NAME, y.dtype(), T => {
             let bias = slice::<T>(NAME, b, bl)?;
             let mut y = T::cpu_storage_data(y)?;
@@ -121,11 +143,17 @@ impl CustomOp3 for Linear {
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let grad = rows(grad)?;
-        Ok((grad_x(x, w, &grad)?, grad_weight(x, w, &grad)?, grad_bias(b, &grad)?))
+        Ok((grad_x(self, x, w, &grad)?, grad_weight(self, x, w, &grad)?, grad_bias(b, &grad)?))
     }
 }
 
-fn product(x: &CpuStorage, xl: &Layout, w: &CpuStorage, wl: &Layout) -> Result<(CpuStorage, Shape)> {
+fn product(
+    op: &Linear,
+    x: &CpuStorage,
+    xl: &Layout,
+    w: &CpuStorage,
+    wl: &Layout,
+) -> Result<(CpuStorage, Shape)> {
     let mut dims = xl.dims().to_vec();
     let (out, inputs) = wl.shape().dims2()?;
     let rows = xl
@@ -141,6 +169,11 @@ fn product(x: &CpuStorage, xl: &Layout, w: &CpuStorage, wl: &Layout) -> Result<(
         slice::<T>(NAME, w, wl)?;
         if rows * inputs * out == 0 {
             return Ok((T::to_cpu_storage_owned(vec![0.0; rows * out]), Shape::from(dims)));
+        }
+        if let Some(engine) = op.engine(x.dtype()) {
+            let (x, w) = (slice::<T>(NAME, x, xl)?, slice::<T>(NAME, w, wl)?);
+            let y = engine.forward(&geometry(rows, wl.shape())?, &Stored(x), w, None);
+            return Ok((T::to_cpu_storage_owned(y), Shape::from(dims)));
         }
         let flat = Layout::contiguous_with_offset((rows, inputs), xl.start_offset());
         let y = x.matmul(w, (1, rows, out, inputs), &flat, &wl.transpose(0, 1)?)?;
@@ -162,19 +195,31 @@ fn matrix(x: &Tensor) -> Result<Tensor> {
 
 // The arguments are detached before they are multiplied: a gradient must not carry a graph of its own.
 
-fn grad_x(x: &Tensor, weight: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+fn grad_x(op: &Linear, x: &Tensor, weight: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
     if !x.track_op() {
         return Ok(None);
+    }
+    if let Some(engine) = op.engine(grad.dtype()).filter(|_| grad.elem_count() > 0) {
+        let (wv, gv) = (View::new(weight), View::new(grad));
+        let (w, g) = (wv.slice::<f32>(NAME)?, gv.slice::<f32>(NAME)?);
+        let dx = engine.grad_input(&geometry(grad.dim(0)?, weight.shape())?, &Stored(g), w, None);
+        return Ok(Some(Tensor::from_vec(dx, x.shape(), x.device())?));
     }
     let dx = grad.matmul(&weight.detach())?;
     Ok(Some(if x.rank() == 2 { dx } else { dx.reshape(x.shape())? }))
 }
 
-fn grad_weight(x: &Tensor, weight: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+fn grad_weight(op: &Linear, x: &Tensor, weight: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
     if !weight.track_op() {
         return Ok(None);
     }
     let x = x.detach();
+    if let Some(engine) = op.engine(grad.dtype()).filter(|_| grad.elem_count() > 0) {
+        let (xv, gv) = (View::new(&x), View::new(grad));
+        let (x, g) = (xv.slice::<f32>(NAME)?, gv.slice::<f32>(NAME)?);
+        let dw = engine.grad_weight(&geometry(grad.dim(0)?, weight.shape())?, &Stored(x), &Stored(g));
+        return Ok(Some(Tensor::from_vec(dw, weight.shape(), weight.device())?));
+    }
     let x = if x.rank() == 2 { x } else { matrix(&x)? };
     Ok(Some(grad.t()?.matmul(&x)?))
 }
@@ -219,6 +264,31 @@ mod tests {
             let x = [normal(&shape, 1)?, w.clone(), b.clone()];
             assert_same(|x| linear(&x[0], &x[1], Some(&x[2])), |x| composed(&x[0], &x[1], Some(&x[2])), &x)?;
             assert_same(|x| linear(&x[0], &x[1], None), |x| composed(&x[0], &x[1], None), &x[..2])?;
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn precisions_differ_by_their_bits() -> Result<()> {
+        for (precision, tol) in [(Precision::Bf16, 3e-2), (Precision::Bf16x3, 1e-4)] {
+            let run = |x: &Tensor, w: &Tensor, precision| -> Result<[Tensor; 3]> {
+                let y = linear_in(x, w, None, precision)?;
+                let grads = y.sqr()?.sum_all()?.backward()?;
+                let of =
+                    |t: &Tensor| grads.get(t).cloned().ok_or_else(|| candle_core::Error::msg("no gradient"));
+                Ok([y.detach(), of(x)?, of(w)?])
+            };
+            for dtype in [DType::F32, DType::F64] {
+                let x = candle_core::Var::from_tensor(&normal(&[2, 9, 40], 1)?.to_dtype(dtype)?)?;
+                let w = candle_core::Var::from_tensor(&normal(&[24, 40], 2)?.to_dtype(dtype)?)?;
+                let (got, exact) = (run(&x, &w, precision)?, run(&x, &w, Precision::F32)?);
+                for (got, exact) in got.iter().zip(&exact) {
+                    let scale = exact.abs()?.max_all()?.to_dtype(DType::F64)?.to_scalar::<f64>()?;
+                    let error = (got - exact)?.abs()?.max_all()?.to_dtype(DType::F64)?.to_scalar::<f64>()?;
+                    assert!(error <= tol * scale, "{precision:?} {dtype:?}: {error} of {scale}");
+                    assert!(dtype == DType::F32 || error == 0.0);
+                }
+            }
         }
         Ok(())
     }

@@ -7,6 +7,7 @@
 use crate::host::{Real, by_dtype, slice, slice_mut};
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, InplaceOp2, InplaceOp3, Layout, Result, Tensor, Var, WithDType, bail};
+use rayon::prelude::*;
 
 /// The settings of one [`sgd_step`]. The defaults are a plain step with learning rate 0.001.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -215,6 +216,9 @@ impl InplaceOp2 for SgdPlain<'_> {
     }
 }
 
+/// Elements that one thread updates at a time.
+const PIECE: usize = 1 << 15;
+
 /// Defines an in-place operation over three CPU storages: the mutable first, then two read ones.
 macro_rules! in_place {
     ($op:ident($cfg:ty), $name:literal, |$this:ident, $x:ident, $a:ident, $b:ident| <$t:ident> $body:expr) => {
@@ -239,7 +243,14 @@ macro_rules! in_place {
                 }
                 by_dtype!($name, a.dtype(), T => {
                     let (a, b) = (slice::<T>($name, a, al)?, slice::<T>($name, b, bl)?);
-                    run::<T>(self.0, slice_mut($name, x, xl)?, a, b);
+                    let x = slice_mut::<T>($name, x, xl)?;
+                    // Each element by itself: pieces change no bit.
+                    if x.len() <= PIECE || x.len() != a.len() || x.len() != b.len() {
+                        run::<T>(self.0, x, a, b);
+                    } else {
+                        let pieces = x.par_chunks_mut(PIECE).zip(a.par_chunks(PIECE)).zip(b.par_chunks(PIECE));
+                        pieces.for_each(|((x, a), b)| run::<T>(self.0, x, a, b));
+                    }
                     Ok(())
                 })
             }

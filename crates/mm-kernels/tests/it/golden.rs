@@ -5,23 +5,33 @@ use candle_core::{DType, Device, Result, Tensor, Var};
 use mm_kernels::{AdamStep, SgdStep};
 use std::collections::BTreeMap;
 
-const DTYPES: [(DType, f64); 2] = [(DType::F64, 1e-9), (DType::F32, 2e-5)];
+pub(crate) const DTYPES: [(DType, f64); 2] = [(DType::F64, 1e-9), (DType::F32, 2e-5)];
 
-struct Golden(BTreeMap<String, Tensor>);
+pub(crate) struct Golden(pub(crate) BTreeMap<String, Tensor>);
 
 impl Golden {
     fn load() -> Result<Self> {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/kernels.safetensors");
+        Self::open("kernels")
+    }
+
+    /// Reads `tests/golden/<file>.safetensors`.
+    pub(crate) fn open(file: &str) -> Result<Self> {
+        let path = format!("{}/../../tests/golden/{file}.safetensors", env!("CARGO_MANIFEST_DIR"));
         Ok(Self(candle_core::safetensors::load(path, &Device::Cpu)?.into_iter().collect()))
     }
 
     #[track_caller]
-    fn get(&self, name: &str) -> &Tensor {
-        self.0.get(name).unwrap_or_else(|| panic!("no tensor {name} in kernels.safetensors"))
+    pub(crate) fn get(&self, name: &str) -> &Tensor {
+        self.0.get(name).unwrap_or_else(|| panic!("no tensor {name} in the file"))
     }
 
     /// Value and input gradients of one case, in both dtypes.
-    fn check(&self, case: &str, inputs: &[&str], f: impl Fn(&[Tensor]) -> Result<Tensor>) -> Result<()> {
+    pub(crate) fn check(
+        &self,
+        case: &str,
+        inputs: &[&str],
+        f: impl Fn(&[Tensor]) -> Result<Tensor>,
+    ) -> Result<()> {
         for (dtype, tol) in DTYPES {
             let vars = inputs
                 .iter()

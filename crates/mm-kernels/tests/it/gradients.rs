@@ -8,7 +8,7 @@ use proptest::test_runner::RngSeed;
 
 /// The ways an argument can lie in memory: contiguous, a transposed view, a narrowed view with a start offset.
 #[derive(Debug, Clone, Copy)]
-enum Lies {
+pub(crate) enum Lies {
     Plain,
     Transposed,
     Narrowed,
@@ -41,7 +41,7 @@ impl Lies {
     }
 }
 
-fn lies() -> impl Strategy<Value = Lies> {
+pub(crate) fn lies() -> impl Strategy<Value = Lies> {
     prop_oneof![Just(Lies::Plain), Just(Lies::Transposed), Just(Lies::Narrowed)]
 }
 
@@ -54,7 +54,12 @@ fn input() -> impl Strategy<Value = (Vec<usize>, Lies, u64)> {
 ///
 /// The first argument is a view that lies as `lies`; the others are contiguous.
 #[track_caller]
-fn check(f: impl Fn(&[Tensor]) -> Result<Tensor>, lies: Lies, shapes: &[&[usize]], seed: u64) -> Result<()> {
+pub(crate) fn check(
+    f: impl Fn(&[Tensor]) -> Result<Tensor>,
+    lies: Lies,
+    shapes: &[&[usize]],
+    seed: u64,
+) -> Result<()> {
     let mut leaves = Vec::new();
     for (i, shape) in shapes.iter().enumerate() {
         let shape = if i == 0 { lies.leaf(shape) } else { shape.to_vec() };

@@ -1,8 +1,13 @@
 //! Tests of the public operations: against PyTorch's numbers, against central differences, and at their edges.
 
 mod edges;
+mod edges_block;
+mod edges_conv;
 mod golden;
+mod golden_conv;
 mod gradients;
+mod gradients_conv;
+mod layers;
 mod optimisers;
 mod traps;
 
@@ -44,4 +49,12 @@ fn assert_within(what: &str, got: &Tensor, expected: &Tensor, allowed: f64) -> R
 #[track_caller]
 fn message<T: std::fmt::Debug>(result: Result<T>) -> String {
     result.expect_err("an error").to_string()
+}
+
+/// Fails where a part is missing from the text of an error.
+#[track_caller]
+fn says(error: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(error.contains(part), "{part:?} is not in {error:?}");
+    }
 }

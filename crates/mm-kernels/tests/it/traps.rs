@@ -2,7 +2,7 @@
 
 use crate::{message, normal};
 use candle_core::{Device, Module, Result, Tensor, Var};
-use mm_kernels::gradcheck;
+use mm_kernels::{Conv1dConfig, Conv2dConfig, PoolConfig, gradcheck};
 
 #[test]
 fn candle_relu_passes_the_gradient_at_zero_and_ours_does_not() -> Result<()> {
@@ -37,5 +37,44 @@ fn candle_fused_layer_norm_and_softmax_drop_the_gradient() -> Result<()> {
     for y in [mm_kernels::layer_norm(&x, None, None, 1e-5)?, mm_kernels::softmax_last(&x)?] {
         assert!(y.sqr()?.sum_all()?.backward()?.get(x.as_tensor()).is_some());
     }
+    Ok(())
+}
+
+#[allow(clippy::disallowed_methods)] // the trap itself
+#[test]
+fn candle_max_pool_divides_the_gradient_and_fails_where_windows_overlap() -> Result<()> {
+    let x = Var::from_tensor(&normal(&[1, 1, 4, 4], 1)?)?;
+    let total = |y: Tensor| -> Result<f64> {
+        y.sum_all()?.backward()?.get(x.as_tensor()).expect("a gradient").sum_all()?.to_scalar()
+    };
+    // Four windows, each with a gradient of one.
+    assert_eq!(total(x.max_pool2d(2)?)?, 1.0);
+    assert_eq!(total(mm_kernels::max_pool2d(&x, &PoolConfig::square(2, 2, 0))?)?, 4.0);
+    assert!(x.max_pool2d_with_stride(3, 1)?.sum_all()?.backward().is_err());
+    assert_eq!(total(mm_kernels::max_pool2d(&x, &PoolConfig::square(3, 1, 0))?)?, 4.0);
+    assert!(x.avg_pool2d_with_stride(3, 1)?.sum_all()?.backward().is_err());
+    let mean = mm_kernels::avg_pool2d(&x, &PoolConfig::square(3, 1, 0))?;
+    assert!((total(mean)? - 4.0).abs() < 1e-14);
+    Ok(())
+}
+
+#[allow(clippy::disallowed_methods)] // the trap itself
+#[test]
+fn candle_conv1d_has_a_wrong_gradient_for_batches() -> Result<()> {
+    let x = [normal(&[2, 3, 8], 1)?, normal(&[4, 3, 3], 2)?];
+    assert!(
+        message(gradcheck(|x| x[0].conv1d(&x[1], 0, 1, 1, 1), &x, 1e-6, 1e-3)).contains("central difference")
+    );
+    gradcheck(|x| mm_kernels::conv1d(&x[0], &x[1], None, &Conv1dConfig::default()), &x, 1e-6, 1e-8)?;
+    Ok(())
+}
+
+#[allow(clippy::disallowed_methods)] // the trap itself
+#[test]
+fn candle_conv2d_has_no_gradient_where_height_and_width_leave_different_remainders() -> Result<()> {
+    let x = [normal(&[1, 1, 7, 8], 1)?, normal(&[1, 1, 3, 3], 2)?];
+    assert!(gradcheck(|x| x[0].conv2d(&x[1], 1, 2, 1, 1), &x, 1e-6, 1e-8).is_err());
+    let config = Conv2dConfig { stride: (2, 2), padding: (1, 1), ..Conv2dConfig::default() };
+    gradcheck(|x| mm_kernels::conv2d(&x[0], &x[1], None, &config), &x, 1e-6, 1e-8)?;
     Ok(())
 }
