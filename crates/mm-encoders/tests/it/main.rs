@@ -3,4 +3,9 @@
 #![allow(clippy::unwrap_used)] // a test that unwraps an error has failed as it should
 
 mod config;
+mod conformer;
+mod conformer_golden;
+mod draws;
 mod mlp;
+mod resnet;
+mod resnet18_golden;
