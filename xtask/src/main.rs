@@ -5,8 +5,10 @@
 
 mod bench;
 mod ci;
+mod document;
 mod error;
 mod files;
+mod interrupt;
 mod reproduce;
 mod suggest;
 mod test;
@@ -40,6 +42,7 @@ Examples:
   cargo xtask test                          all tests, documentation examples included
   cargo xtask ci                            what CI checks after the tests
   cargo xtask bench -- ogm                  the benches whose name contains `ogm`
+  cargo xtask bench peer                    training steps beside PyTorch's
 
 `cargo xtask <task> --help` says more about a task.";
 

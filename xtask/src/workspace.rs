@@ -1,8 +1,9 @@
 //! Where the workspace is, and how `cargo` is called in it.
 
 use anyhow::{Context, Result, bail};
+use serde_json::Value;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 /// The folder of the workspace manifest.
 pub(crate) fn root() -> &'static Path {
@@ -40,6 +41,28 @@ pub(crate) fn run(mut command: Command) -> Result<()> {
         bail!("`{shown}` failed ({status})");
     }
     Ok(())
+}
+
+/// Runs a `cargo build` and returns the path of the program called `name` that it made.
+pub(crate) fn build_program(mut command: Command, name: &str) -> Result<PathBuf> {
+    let typed = shown(&command);
+    eprintln!("$ {typed}");
+    command.arg("--message-format=json-render-diagnostics").stderr(Stdio::inherit());
+    let output = command.output().with_context(|| format!("cannot start `{typed}`"))?;
+    if !output.status.success() {
+        bail!("`{typed}` failed ({})", output.status);
+    }
+    executable(&String::from_utf8_lossy(&output.stdout), name)
+        .with_context(|| format!("`{typed}` made no program called {name}"))
+}
+
+/// The path of the program called `name` in cargo's messages.
+fn executable(messages: &str, name: &str) -> Option<PathBuf> {
+    messages.lines().rev().find_map(|line| {
+        let message: Value = serde_json::from_str(line).ok()?;
+        let path = message["executable"].as_str()?;
+        (message["target"]["name"] == name).then(|| PathBuf::from(path))
+    })
 }
 
 /// The commit of the workspace, marked where tracked files differ from it; none outside git.
@@ -85,6 +108,16 @@ mod tests {
         assert!(root().join("Cargo.toml").is_file());
         let packages = packages().expect("crates can be listed");
         assert!(packages.contains(&"mm-metrics".to_owned()) && packages.contains(&"xtask".to_owned()));
+    }
+
+    #[test]
+    fn finds_the_program_in_the_messages() {
+        let messages = r#"{"reason":"compiler-artifact","target":{"name":"mm_core"},"executable":null}
+not json
+{"reason":"compiler-artifact","target":{"name":"mm"},"executable":"/t/release/mm"}
+{"reason":"build-finished","success":true}"#;
+        assert_eq!(executable(messages, "mm"), Some(PathBuf::from("/t/release/mm")));
+        assert_eq!(executable("", "mm"), None);
     }
 
     #[test]

@@ -1,9 +1,8 @@
 //! The program `mm`: building it and calling it.
 
 use super::plan::Run;
-use crate::workspace::{cargo, commit, root, shown};
+use crate::workspace::{build_program, cargo, commit, root};
 use anyhow::{Context, Result, bail};
-use serde_json::Value;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -93,24 +92,7 @@ fn build(device: Option<&str>) -> Result<PathBuf> {
     {
         command.args(["--features", feature]);
     }
-    let typed = shown(&command);
-    eprintln!("$ {typed}");
-    command.arg("--message-format=json-render-diagnostics").stderr(Stdio::inherit());
-    let output = command.output().with_context(|| format!("cannot start `{typed}`"))?;
-    if !output.status.success() {
-        bail!("`{typed}` failed ({})", output.status);
-    }
-    executable(&String::from_utf8_lossy(&output.stdout))
-        .with_context(|| format!("`{typed}` made no program called mm"))
-}
-
-/// The path of the program `mm` in cargo's messages.
-fn executable(messages: &str) -> Option<PathBuf> {
-    messages.lines().rev().find_map(|line| {
-        let message: Value = serde_json::from_str(line).ok()?;
-        let path = message["executable"].as_str()?;
-        (message["target"]["name"] == "mm").then(|| PathBuf::from(path))
-    })
+    build_program(command, "mm")
 }
 
 fn has_feature(name: &str) -> Result<bool> {
@@ -118,19 +100,4 @@ fn has_feature(name: &str) -> Result<bool> {
     let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
     let manifest: toml::Table = toml::from_str(&text).with_context(|| format!("in {}", path.display()))?;
     Ok(manifest.get("features").and_then(|features| features.get(name)).is_some())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn finds_the_program_in_the_messages() {
-        let messages = r#"{"reason":"compiler-artifact","target":{"name":"mm_core"},"executable":null}
-not json
-{"reason":"compiler-artifact","target":{"name":"mm"},"executable":"/t/release/mm"}
-{"reason":"build-finished","success":true}"#;
-        assert_eq!(executable(messages), Some(PathBuf::from("/t/release/mm")));
-        assert_eq!(executable(""), None);
-    }
 }

@@ -1,7 +1,6 @@
 //! `cargo xtask reproduce`: runs an experiment and prints its table.
 
 mod agreement;
-mod document;
 mod experiment;
 mod methods;
 mod mm;
@@ -16,14 +15,16 @@ mod summary;
 pub(crate) mod tune;
 mod tuned;
 
+use crate::document;
 use crate::error::usage;
 use crate::files::write_atomic;
+use crate::interrupt::Interrupt;
 use crate::workspace::{quoted, root};
 use anyhow::{Context, Result, bail};
 use experiment::Experiment;
 use mm::{Layout, Program};
 use plan::{Run, Selection};
-use pool::{Event, Interrupt};
+use pool::Event;
 use progress::Progress;
 use record::Record;
 use report::{Report, Sources};

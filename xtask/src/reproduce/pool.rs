@@ -1,36 +1,15 @@
 //! Runs processes side by side, and stops them all when asked to.
 
+use crate::interrupt::Interrupt;
 use anyhow::Result;
 use std::collections::VecDeque;
 use std::process::{Child, Command, ExitStatus};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// How often processes are looked at; short against any run.
 const PERIOD: Duration = Duration::from_millis(5);
 /// How long processes may take to end by themselves after an interrupt, which reaches them as well when it is typed.
 const GRACE: Duration = Duration::from_secs(2);
-
-/// Set by Ctrl-C or a request to terminate.
-#[derive(Debug, Clone)]
-pub(crate) struct Interrupt(Arc<AtomicBool>);
-
-impl Interrupt {
-    /// Listens from now on.
-    pub(crate) fn listen() -> Result<Self> {
-        let flag = Arc::new(AtomicBool::new(false));
-        for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-            signal_hook::flag::register(signal, Arc::clone(&flag))?;
-        }
-        Ok(Self(flag))
-    }
-
-    /// Whether it came.
-    pub(crate) fn came(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
-    }
-}
 
 /// What the pool tells while it works.
 pub(crate) enum Event<'a> {
@@ -109,10 +88,6 @@ fn stop(mut running: Vec<Running>) {
 mod tests {
     use super::*;
 
-    fn quiet() -> Interrupt {
-        Interrupt(Arc::new(AtomicBool::new(false)))
-    }
-
     fn shell(script: &str) -> Command {
         let mut command = Command::new("sh");
         command.args(["-c", script]);
@@ -126,7 +101,7 @@ mod tests {
         let done = run(
             &[3, 0, 7],
             2,
-            &quiet(),
+            &Interrupt::quiet(),
             |job| {
                 anyhow::ensure!(job != 7, "no such job");
                 Ok(shell(&format!("exit {job}")))
@@ -145,7 +120,7 @@ mod tests {
 
     #[test]
     fn an_interrupt_ends_everything() {
-        let interrupt = quiet();
+        let interrupt = Interrupt::quiet();
         let began = Instant::now();
         let done = run(
             &[0, 1, 2],
@@ -157,7 +132,7 @@ mod tests {
                     matches!(event, Event::Working([0, 1])),
                     "nothing ends by itself and the third never starts"
                 );
-                interrupt.0.store(true, Ordering::Relaxed);
+                interrupt.pretend();
             },
         );
         assert!(!done && began.elapsed() < Duration::from_secs(30));

@@ -1,11 +1,11 @@
 //! A report as a document: the table, how to read it, and where it comes from.
 
 use super::agreement::{self, Table};
-use super::document::{Block, Grid};
 use super::methods::{ENSEMBLE, UNIMODAL};
 use super::progress::clock;
 use super::report::Report;
 use super::summary::{Difference, Row, Stat};
+use crate::document::{Block, Grid};
 use std::time::Duration;
 
 impl Report {

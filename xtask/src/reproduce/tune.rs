@@ -1,19 +1,19 @@
 //! `cargo xtask tune`: chooses a setting of every method, fold by fold, by validation accuracy.
 
-use super::document::{Block, Grid, markdown, text};
 use super::experiment::{DEFAULT, Experiment};
 use super::methods::{ENSEMBLE, METHODS};
 use super::mm::Layout;
 use super::plan::{Run, Selection, plan};
-use super::pool::Interrupt;
 use super::record::Record;
 use super::summary::Outcome;
 use super::tuned::{self, Choices, Tune, WHOLE};
 use super::{
     Jobs, data_folder, execute, experiments, failed, interrupted, list, lock, prepare, typed_command,
 };
+use crate::document::{Block, Grid, markdown, text};
 use crate::error::usage;
 use crate::files::write_atomic;
+use crate::interrupt::Interrupt;
 use crate::workspace::root;
 use anyhow::{Context, Result};
 use std::path::PathBuf;

@@ -3,6 +3,7 @@
 
 mod architecture;
 mod experiments;
+mod peer;
 mod reproduce;
 mod tune;
 

@@ -1,0 +1,226 @@
+//! `cargo xtask bench peer`: the same training steps here and in PyTorch, in turns.
+
+use super::report::{Environment, Measured, Report, Row};
+use super::row::{ROWS, select};
+use super::side::{Interrupted, Side};
+use crate::files::write_atomic;
+use crate::interrupt::Interrupt;
+use crate::workspace::{build_program, cargo, commit};
+use anyhow::{Result, bail};
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
+use std::time::Duration;
+
+/// The other side's program.
+const SCRIPT: &str = include_str!("peer.py");
+/// The allocator of both sides: freed blocks are kept and lie on huge pages, so that neither side pays for maps that
+/// come and go.
+const TUNABLES: &str =
+    "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=17179869184";
+/// Between one side's turn and the other's: longer than threads of OpenMP spin when their work is done.
+const PAUSE: Duration = Duration::from_millis(400);
+
+/// Runs the same training steps here and, where Python with torch is installed, in PyTorch, and prints one table.
+///
+/// Both sides are processes of their own that live as long as their row; while one works the other waits. They take
+/// turns in every round, and who begins changes from round to round. Each has the same threads and the same settings
+/// of the allocator. Without torch ours runs alone.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  cargo xtask bench peer
+  cargo xtask bench peer --row resnet18-visual,conformer --rounds 9 --out peer.json
+  PEER_PYTHON=~/torch/bin/python cargo xtask bench peer --threads 1
+
+The environment variable PEER_PYTHON names the Python that has torch; default python3. PEER_STEP_BIN names another
+program for our side than the example `peer_step` of mm-train, which is built otherwise.
+
+Measure on an idle machine. Exit codes: 0 done; 1 a side failed; 2 the command line is not right; 130 interrupted.")]
+pub(super) struct Args {
+    /// Rows by name, or by the beginning of their names
+    #[arg(long, value_delimiter = ',', value_name = "NAME", help = rows())]
+    row: Vec<String>,
+    /// Rounds; in each, either side works once
+    #[arg(long, default_value_t = 5, value_parser = at_least_one)]
+    rounds: usize,
+    /// Steps of a side in a round
+    #[arg(long, default_value_t = 3, value_parser = at_least_one)]
+    steps: usize,
+    /// Steps of a side before the first round
+    #[arg(long, default_value_t = 2)]
+    warmup: usize,
+    /// Threads of either side; default all cores
+    #[arg(long, value_parser = at_least_one)]
+    threads: Option<usize>,
+    /// Rows of a batch
+    #[arg(long, default_value_t = 16, value_parser = at_least_one)]
+    batch: usize,
+    /// Leave the allocator as the system has it, on both sides
+    #[arg(long)]
+    default_allocator: bool,
+    /// Small inputs: a look at whether it works, not at its speed
+    #[arg(long)]
+    small: bool,
+    /// Write the numbers to this file, as JSON
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+}
+
+fn rows() -> String {
+    format!("Rows by name, or by the beginning of their names: {}", ROWS.join(", "))
+}
+
+fn at_least_one(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) | Err(_) => Err("needs a whole number, at least 1".to_owned()),
+        Ok(number) => Ok(number),
+    }
+}
+
+/// Runs the task.
+pub(super) fn run(args: &Args) -> Result<ExitCode> {
+    let rows = select(&args.row)?;
+    let interrupt = Interrupt::listen()?;
+    let built = match std::env::var_os("PEER_STEP_BIN") {
+        Some(path) => Ok(PathBuf::from(path)),
+        None => build_program(
+            cargo(&["build", "--release", "-p", "mm-train", "--example", "peer_step"]),
+            "peer_step",
+        ),
+    };
+    if interrupt.came() {
+        return Ok(interrupted(0, rows.len()));
+    }
+    let ours = built?;
+    let python = std::env::var_os("PEER_PYTHON").map_or_else(|| PathBuf::from("python3"), PathBuf::from);
+    let torch = torch_version(&python);
+    if torch.is_none() {
+        eprintln!(
+            "there is no PyTorch under {}: ours runs alone (PEER_PYTHON names a Python that has torch)",
+            python.display()
+        );
+    }
+    let threads = args.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+    let plan = Plan { args, ours, python, torch, threads, interrupt };
+
+    let environment = Environment {
+        cpu: processor(),
+        threads,
+        peer: plan.torch.clone(),
+        commit: commit(),
+        system: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
+        allocator: plan.tunables().map(str::to_owned),
+        batch: args.batch,
+        rounds: args.rounds,
+        steps: args.steps,
+        warmup: args.warmup,
+        small: args.small,
+    };
+    let mut report = Report { schema: 1, rows: Vec::new(), environment };
+    for (done, name) in rows.iter().enumerate() {
+        eprintln!("{name} ({} of {})", done + 1, rows.len());
+        match plan.measure(name) {
+            Ok(row) => report.rows.push(row),
+            Err(error) if error.is::<Interrupted>() => {
+                return Ok(interrupted(done, rows.len()));
+            }
+            Err(error) => return Err(error.context(format!("row {name}"))),
+        }
+    }
+    print!("{}", report.text());
+    if let Some(path) = &args.out {
+        write_atomic(path, &(serde_json::to_string_pretty(&report)? + "\n"))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn interrupted(done: usize, all: usize) -> ExitCode {
+    eprintln!("interrupted: {done} of {all} rows are done");
+    ExitCode::from(130)
+}
+
+/// What every row needs.
+struct Plan<'a> {
+    args: &'a Args,
+    ours: PathBuf,
+    python: PathBuf,
+    torch: Option<String>,
+    threads: usize,
+    interrupt: Interrupt,
+}
+
+impl Plan<'_> {
+    fn tunables(&self) -> Option<&'static str> {
+        (!self.args.default_allocator).then_some(TUNABLES)
+    }
+
+    /// Runs one row: warms both sides up, lets them take turns, and asks for their memory.
+    fn measure(&self, name: &str) -> Result<Row> {
+        let mut sides = vec![self.start("ours", Command::new(&self.ours), name)?];
+        if self.torch.is_some() {
+            let mut python = Command::new(&self.python);
+            python.args(["-c", SCRIPT]);
+            sides.push(self.start("PyTorch", python, name)?);
+        }
+        if self.args.warmup > 0 {
+            for (side, _) in &mut sides {
+                std::thread::sleep(PAUSE);
+                side.steps(self.args.warmup)?;
+            }
+        }
+        for round in 0..self.args.rounds {
+            let count = sides.len();
+            for turn in 0..count {
+                let (side, times) = &mut sides[if round % 2 == 0 { turn } else { count - 1 - turn }];
+                std::thread::sleep(PAUSE);
+                times.rounds.push(side.steps(self.args.steps)?);
+            }
+        }
+        let mut measured = Vec::with_capacity(2);
+        for (side, mut times) in sides {
+            times.peak_mib = side.quit()?;
+            measured.push(times);
+        }
+        let peer = (measured.len() > 1).then(|| measured.pop()).flatten();
+        let Some(ours) = measured.pop() else { bail!("nothing was measured") };
+        Ok(Row::new(name, ours, peer))
+    }
+
+    fn start(&self, who: &'static str, program: Command, name: &str) -> Result<(Side, Measured)> {
+        let (side, ready) = Side::start(who, self.command(program, name), &self.interrupt)?;
+        Ok((side, Measured { rounds: Vec::new(), start_mib: ready.mib, peak_mib: None }))
+    }
+
+    /// A side's call: both get the same arguments and the same environment.
+    fn command(&self, mut command: Command, name: &str) -> Command {
+        command.args(["--row", name]);
+        command.args(["--batch", &self.args.batch.to_string()]);
+        if self.args.small {
+            command.arg("--small");
+        }
+        for variable in ["RAYON_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"] {
+            command.env(variable, self.threads.to_string());
+        }
+        match self.tunables() {
+            Some(tunables) => command.env("GLIBC_TUNABLES", tunables),
+            None => command.env_remove("GLIBC_TUNABLES"),
+        };
+        command
+    }
+}
+
+/// `torch 2.9.0`, where this Python has it.
+fn torch_version(python: &PathBuf) -> Option<String> {
+    let mut command = Command::new(python);
+    command.args(["-c", "import torch; print('torch', torch.__version__)"]);
+    let output = command.output().ok().filter(|output| output.status.success())?;
+    let text = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    (!text.is_empty()).then_some(text)
+}
+
+/// The name of the processor, where the system tells.
+fn processor() -> Option<String> {
+    let text = std::fs::read_to_string("/proc/cpuinfo").ok()?;
+    let line = text.lines().find(|line| line.starts_with("model name"))?;
+    line.split_once(':').map(|(_, name)| name.trim().to_owned())
+}
