@@ -51,7 +51,8 @@ use candle_core::{Result, Tensor, Var, bail};
 use mm_core::{ConfigError, Encoder, Init, Mode, Scope};
 use mm_kernels::batch_norm::update_running;
 use mm_kernels::{
-    BatchStatistics, BlockConfig, ConvNorm, PoolConfig, Shortcut, Statistics, conv_norm_pool, residual_block,
+    BatchStatistics, BlockConfig, ConvNorm, PoolConfig, ResidualBlock, Shortcut, Statistics, conv_norm_pool,
+    residual_blocks,
 };
 use serde::{Deserialize, Serialize};
 
@@ -171,16 +172,33 @@ impl Encoder for ResNet {
         let images = images.permute((0, 2, 3, 1))?.contiguous()?;
         let stem = conv_norm_pool(&images, &self.stem.view(), &PoolConfig::square(3, 2, 1), &config)?;
         self.stem.update(stem.statistics.first())?;
-        let mut a = stem.y;
-        for block in &self.blocks {
-            a = block.forward(&a, &config)?;
-        }
+        let a = self.stages(&stem.y, &config)?;
         // All images have one size, so this is the mean of the frames' means.
         a.reshape((rows, (), self.dim()))?.mean(1)
     }
 
     fn dim(&self) -> usize {
         self.config.dim()
+    }
+}
+
+impl ResNet {
+    /// All blocks, as one operation.
+    fn stages(&self, x: &Tensor, config: &BlockConfig) -> Result<Tensor> {
+        let layers: Vec<Vec<ConvNorm<'_>>> =
+            self.blocks.iter().map(|block| block.layers.iter().map(Layer::view).collect()).collect();
+        let blocks: Vec<ResidualBlock<'_>> = self
+            .blocks
+            .iter()
+            .zip(&layers)
+            .map(|(block, layers)| ResidualBlock { layers, shortcut: block.shortcut() })
+            .collect();
+        let out = residual_blocks(x, &blocks, config)?;
+        let mut statistics = out.statistics.iter();
+        for layer in self.blocks.iter().flat_map(|block| block.layers.iter().chain(&block.projection)) {
+            layer.update(statistics.next())?;
+        }
+        Ok(out.y)
     }
 }
 
@@ -268,15 +286,7 @@ impl Block {
         Ok(Self { layers, projection })
     }
 
-    fn forward(&self, x: &Tensor, config: &BlockConfig) -> Result<Tensor> {
-        let layers: Vec<ConvNorm<'_>> = self.layers.iter().map(Layer::view).collect();
-        let shortcut =
-            self.projection.as_ref().map_or(Shortcut::Identity, |layer| Shortcut::Projection(layer.view()));
-        let out = residual_block(x, &layers, shortcut, config)?;
-        let mut statistics = out.statistics.iter();
-        for layer in self.layers.iter().chain(&self.projection) {
-            layer.update(statistics.next())?;
-        }
-        Ok(out.y)
+    fn shortcut(&self) -> Shortcut<'_> {
+        self.projection.as_ref().map_or(Shortcut::Identity, |layer| Shortcut::Projection(layer.view()))
     }
 }

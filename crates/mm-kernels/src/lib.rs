@@ -35,7 +35,8 @@ pub use activation::{gelu, gelu_tanh, glu, relu, sigmoid, silu, tanh};
 pub use attention::{RelativePositions, attention, attention_relative};
 pub use batch_norm::{BatchNormOut, batch_norm_eval, batch_norm_train, update_running};
 pub use block::{
-    BatchStatistics, BlockConfig, BlockOut, ConvNorm, Shortcut, Statistics, conv_norm_pool, residual_block,
+    BatchStatistics, BlockConfig, BlockOut, ConvNorm, ResidualBlock, Shortcut, Statistics, conv_norm_pool,
+    residual_block, residual_blocks,
 };
 pub use check::{GradCheckReport, gradcheck};
 pub use conv::{Conv1dConfig, Conv2dConfig, Precision, conv1d, conv1d_nlc, conv2d, conv2d_nhwc};

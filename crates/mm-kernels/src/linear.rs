@@ -202,7 +202,7 @@ fn grad_x(op: &Linear, x: &Tensor, weight: &Tensor, grad: &Tensor) -> Result<Opt
     if let Some(engine) = op.engine(grad.dtype()).filter(|_| grad.elem_count() > 0) {
         let (wv, gv) = (View::new(weight), View::new(grad));
         let (w, g) = (wv.slice::<f32>(NAME)?, gv.slice::<f32>(NAME)?);
-        let dx = engine.grad_input(&geometry(grad.dim(0)?, weight.shape())?, &Stored(g), w, None);
+        let dx = engine.grad_input(&geometry(grad.dim(0)?, weight.shape())?, &Stored(g), w);
         return Ok(Some(Tensor::from_vec(dx, x.shape(), x.device())?));
     }
     let dx = grad.matmul(&weight.detach())?;

@@ -145,12 +145,12 @@ pub(crate) mod x86 {
         _mm256_broadcast_ss, _mm256_fmadd_pd, _mm256_fmadd_ps, _mm256_loadu_pd, _mm256_loadu_ps,
         _mm256_setzero_pd, _mm256_setzero_ps, _mm256_storeu_pd, _mm256_storeu_ps, _mm512_castps_si512,
         _mm512_castsi512_ps, _mm512_cvtepu16_epi32, _mm512_cvtne2ps_pbh, _mm512_cvtneps_pbh,
-        _mm512_dpbf16_ps, _mm512_fmadd_pd, _mm512_fmadd_ps, _mm512_loadu_epi32, _mm512_loadu_pd,
-        _mm512_loadu_ps, _mm512_mask_storeu_epi32, _mm512_maskz_loadu_ps, _mm512_max_ps, _mm512_or_si512,
-        _mm512_set1_epi32, _mm512_set1_pd, _mm512_set1_ps, _mm512_setzero_pd, _mm512_setzero_ps,
-        _mm512_setzero_si512, _mm512_shuffle_i32x4, _mm512_slli_epi32, _mm512_storeu_pd, _mm512_storeu_ps,
-        _mm512_sub_ps, _mm512_unpackhi_epi32, _mm512_unpackhi_epi64, _mm512_unpacklo_epi32,
-        _mm512_unpacklo_epi64,
+        _mm512_dpbf16_ps, _mm512_fmadd_pd, _mm512_fmadd_ps, _mm512_loadu_epi16, _mm512_loadu_epi32,
+        _mm512_loadu_pd, _mm512_loadu_ps, _mm512_mask_storeu_epi32, _mm512_maskz_loadu_ps, _mm512_max_ps,
+        _mm512_permutexvar_epi16, _mm512_set1_epi32, _mm512_set1_pd, _mm512_set1_ps, _mm512_setzero_pd,
+        _mm512_setzero_ps, _mm512_setzero_si512, _mm512_shuffle_i32x4, _mm512_slli_epi32,
+        _mm512_storeu_epi32, _mm512_storeu_pd, _mm512_storeu_ps, _mm512_sub_ps, _mm512_unpackhi_epi32,
+        _mm512_unpackhi_epi64, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
     };
 
     /// What becomes of the numbers that [`pack`] reads.
@@ -218,44 +218,81 @@ pub(crate) mod x86 {
         }
     }
 
-    /// Pairs of numbers of two pixels, channel by channel: the first in the low half of a unit.
+    /// Where the pairs of [`pair_run`] come from and go to.
+    #[derive(Debug, Clone, Copy)]
+    pub(crate) struct Pairs {
+        /// Whether the pairs are of what rounding leaves.
+        pub(crate) rest: bool,
+        /// Pairs of pixels.
+        pub(crate) units: usize,
+        /// Channels, at most 16.
+        pub(crate) count: usize,
+        /// Numbers from the first pixel of one unit to that of the next.
+        pub(crate) step: usize,
+        /// Numbers from the first pixel of a unit to its second.
+        pub(crate) ahead: usize,
+        /// Units of output from one to the next.
+        pub(crate) out_step: usize,
+    }
+
+    /// For each unit the numbers of two pixels as bfloat16, channel by channel, the first pixel in the low half.
     ///
-    /// With `affine`, max(scale x + shift, 0) of each number. A pixel that does not exist counts as zeros.
+    /// With `affine`, max(scale x + shift, 0) of each number.
     ///
     /// # Safety
-    /// The pixels, both of `affine` and `out` hold `count` numbers, at most 16. The processor has AVX-512 and its bfloat16.
-    #[target_feature(enable = "avx512f,avx512bf16")]
-    pub(crate) unsafe fn pairs(
-        rest: bool,
-        pixels: [Option<*const f32>; 2],
+    /// `x + u * step` and `x + u * step + ahead` hold `count` numbers for each unit u, and so do both of `affine`;
+    /// `out[u * out_step ..][..count]` may be written, and so may what lies between units. The processor has AVX-512 with
+    /// bytes and words, and its bfloat16.
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    pub(crate) unsafe fn pair_run(
+        p: &Pairs,
+        x: *const f32,
         affine: Option<(*const f32, *const f32)>,
-        count: usize,
         out: *mut i32,
     ) {
-        // SAFETY: the caller's promise: masked lanes are not touched; a bfloat16 register is 256 bits like another.
+        // SAFETY: the caller's promise: masked lanes are not touched; a bfloat16 register is as wide as another.
         unsafe {
-            let (zero, mask) = (_mm512_setzero_ps(), if count >= 16 { 0xffff } else { (1u16 << count) - 1 });
-            let widen = |x: __m512| {
+            let (zero, mask) =
+                (_mm512_setzero_ps(), if p.count >= 16 { 0xffff } else { (1u16 << p.count) - 1 });
+            let constants = affine.map(|(scale, shift)| {
+                (_mm512_maskz_loadu_ps(mask, scale), _mm512_maskz_loadu_ps(mask, shift))
+            });
+            let load = |p: *const f32| {
+                let x = _mm512_maskz_loadu_ps(mask, p);
+                match constants {
+                    Some((scale, shift)) => _mm512_max_ps(zero, _mm512_fmadd_ps(x, scale, shift)),
+                    None => x,
+                }
+            };
+            let rest = |x: __m512| {
                 let bits = std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(x));
-                _mm512_cvtepu16_epi32(bits)
+                let rounded = _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(bits));
+                _mm512_sub_ps(x, _mm512_castsi512_ps(rounded))
             };
-            let half = |pixel: Option<*const f32>| {
-                let Some(p) = pixel else { return _mm512_setzero_si512() };
-                let mut x = _mm512_maskz_loadu_ps(mask, p);
-                if let Some((scale, shift)) = affine {
-                    let (scale, shift) =
-                        (_mm512_maskz_loadu_ps(mask, scale), _mm512_maskz_loadu_ps(mask, shift));
-                    x = _mm512_max_ps(zero, _mm512_fmadd_ps(x, scale, shift));
+            // Of 32 halves, 0 to 15 of the first pixel and 16 to 31 of the second, channel by channel.
+            let mut order = [0u16; 32];
+            for (k, o) in order.iter_mut().enumerate() {
+                *o = (k / 2 + 16 * (k % 2)) as u16;
+            }
+            let order = _mm512_loadu_epi16(order.as_ptr().cast());
+            // Whole registers are written where the next units cover what is too much: masked stores are slow.
+            let spill = 16usize.saturating_sub(p.count).div_ceil(p.out_step.max(1));
+            let whole = if p.out_step <= 16 || p.count == 16 { p.units.saturating_sub(spill) } else { 0 };
+            for u in 0..p.units {
+                let at = x.add(u * p.step);
+                let (mut first, mut second) = (load(at), load(at.add(p.ahead)));
+                if p.rest {
+                    (first, second) = (rest(first), rest(second));
                 }
-                let rounded = widen(x);
-                if rest {
-                    widen(_mm512_sub_ps(x, _mm512_castsi512_ps(_mm512_slli_epi32::<16>(rounded))))
+                let both = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(second, first));
+                let unit = _mm512_permutexvar_epi16(order, both);
+                let out = out.add(u * p.out_step);
+                if u < whole {
+                    _mm512_storeu_epi32(out, unit);
                 } else {
-                    rounded
+                    _mm512_mask_storeu_epi32(out, mask, unit);
                 }
-            };
-            let unit = _mm512_or_si512(half(pixels[0]), _mm512_slli_epi32::<16>(half(pixels[1])));
-            _mm512_mask_storeu_epi32(out, mask, unit);
+            }
         }
     }
 

@@ -6,6 +6,7 @@
 
 use crate::host::Real;
 use crate::rowwise::{Columns, Floats, over};
+use crate::scratch::{Bytes, Shared};
 use crate::simd::Isa;
 use rayon::prelude::*;
 
@@ -206,17 +207,32 @@ pub(super) struct Pull<T> {
 }
 
 /// y = relu(scale x + shift + other), where other is nothing, an image, or scale x + shift of another.
-pub(super) fn finish<T: Real>(isa: Isa, x: &[T], a: &Affine<T>, other: &Other<'_, T>, y: &mut [T]) {
-    let c = a.scale.len();
-    y.par_chunks_mut(ROWS * c).enumerate().for_each(|(k, y)| {
-        let at = k * ROWS * c..k * ROWS * c + y.len();
+///
+/// # Safety
+/// `y` is valid for as many numbers as `x` has.
+pub(super) unsafe fn finish<T: Real + Bytes>(
+    isa: Isa,
+    x: &[T],
+    a: &Affine<T>,
+    other: &Other<'_, T>,
+    y: *mut T,
+) {
+    let (c, y) = (a.scale.len(), Shared::new(y));
+    let size = ROWS * c;
+    assert!(x.len().is_multiple_of(c), "whole rows of channels");
+    (0..x.len().div_ceil(size)).into_par_iter().for_each(|k| {
+        let at = k * size..((k + 1) * size).min(x.len());
         let other = match other {
             Other::Nothing => Other::Nothing,
             Other::Image(o) => Other::Image(&o[at.clone()]),
             Other::Normal(o, b) => Other::Normal(&o[at.clone()], b),
         };
-        // SAFETY: all images have the pieces of y, in whole rows of c columns, and so have the constants.
-        unsafe { over(isa, c, &mut Finish { x: &x[at], a, other, y }) };
+        // SAFETY: all images have this piece, in whole rows of c columns, and so have the constants; no other thread
+        // writes to it.
+        unsafe {
+            let y = y.get().add(at.start);
+            over(isa, c, &mut Finish { x: &x[at], a, other, y });
+        }
     });
 }
 
@@ -231,7 +247,7 @@ struct Finish<'a, T> {
     x: &'a [T],
     a: &'a Affine<T>,
     other: Other<'a, T>,
-    y: &'a mut [T],
+    y: *mut T,
 }
 
 impl<T: Real> Columns<T> for Finish<'_, T> {
@@ -243,7 +259,7 @@ impl<T: Real> Columns<T> for Finish<'_, T> {
             let (scale, shift): ([V; N], [V; N]) =
                 (vectors(&self.a.scale, first), vectors(&self.a.shift, first));
             let mut at = first;
-            for _ in 0..self.y.len() / c {
+            for _ in 0..self.x.len() / c {
                 for v in 0..N {
                     let i = at + v * V::LANES;
                     let mut value = V::load(self.x.as_ptr().add(i)).mul_add(scale[v], shift[v]);
@@ -258,7 +274,7 @@ impl<T: Real> Columns<T> for Finish<'_, T> {
                             value = value.add(V::load(o.as_ptr().add(i)).mul_add(s[0], t[0]));
                         }
                     }
-                    value.relu().store(self.y.as_mut_ptr().add(i));
+                    value.relu().store(self.y.add(i));
                 }
                 at += c;
             }

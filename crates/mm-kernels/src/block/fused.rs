@@ -1,13 +1,18 @@
-//! The block on the CPU: what it keeps, and its backward pass.
+//! Blocks on the CPU: what they keep, and their backward pass.
+//!
+//! A chain of blocks is one node of the graph: the gradients between blocks stay in recycled memory, where candle would
+//! zero, add and copy a tensor for each, on one thread.
 
 use super::channels::{
     Affine, Moments, Other, apply, apply_in_place, finish, mask_by_affine, mask_by_output,
 };
-use super::{BatchStatistics, BlockConfig, BlockOut, ConvNorm, Shortcut, Statistics};
+use super::{BatchStatistics, BlockConfig, BlockOut, ConvNorm, ResidualBlock, Shortcut, Statistics};
 use crate::buffers::Buffer;
 use crate::conv::{Engine, Geometry, Normalised, Number, Stored};
 use crate::host::View;
 use crate::nary::{Backward, node};
+use crate::scratch;
+use crate::simd::Isa;
 use candle_core::{DType, Device, Result, Tensor, bail};
 use std::sync::OnceLock;
 
@@ -149,107 +154,111 @@ impl<T: Number> Layer<T> {
         Ok([weight, tensor(1, gamma)?, tensor(2, beta)?])
     }
 
-    pub(super) fn grad_input(&self, engine: Engine, dy: &[T], onto: Option<Vec<T>>) -> Result<Vec<T>> {
+    /// The gradient of the input into room for it, or added to what is there.
+    pub(super) fn grad_input(&self, engine: Engine, dy: &[T], added: bool, dx: &mut [T]) -> Result<()> {
         let view = View::new(&self.weight);
-        Ok(engine.grad_input(&self.geometry, &Stored(dy), view.slice::<T>(self.name)?, onto))
+        engine.grad_input_into(&self.geometry, &Stored(dy), view.slice::<T>(self.name)?, added, dx);
+        Ok(())
     }
 }
 
 /// A block after its forward pass.
 struct Block<T> {
-    engine: Engine,
     layers: Vec<Layer<T>>,
     projection: Option<Layer<T>>,
     identity: bool,
+    /// Its result, unless it is the last of its chain.
+    out: Buffer<T>,
 }
 
-pub(super) fn forward<T: Number>(
-    x: &Tensor,
-    layers: &[ConvNorm<'_>],
-    shortcut: Shortcut<'_>,
-    config: &BlockConfig,
-) -> Result<BlockOut> {
-    let x = x.contiguous()?;
-    let (n, h, w, c) = x.dims4()?;
-    let engine = Engine::new(config.precision);
-    let mut statistics = Vec::new();
-    let (block, y) = {
-        let view = View::new(&x);
-        let input = view.slice::<T>(NAME)?;
-        let mut done: Vec<Layer<T>> = Vec::with_capacity(layers.len());
-        for layer in layers {
-            let (dims, from) = match done.last() {
-                None => ([n, h, w, c], Input::Stored(input)),
+/// Blocks one after the other.
+struct Chain<T> {
+    engine: Engine,
+    blocks: Vec<Block<T>>,
+}
+
+impl<T: Number> Block<T> {
+    /// Runs all but the last step, which [`Block::finish`] is.
+    fn forward(
+        engine: Engine,
+        config: &BlockConfig,
+        given: &ResidualBlock<'_>,
+        dims: [usize; 4],
+        input: &[T],
+        statistics: &mut Vec<BatchStatistics>,
+    ) -> Result<Self> {
+        let mut layers: Vec<Layer<T>> = Vec::with_capacity(given.layers.len());
+        for layer in given.layers {
+            let (dims, from) = match layers.last() {
+                None => (dims, Input::Stored(input)),
                 Some(before) => (before.output(), Input::Normalised(before)),
             };
             let (layer, seen) = Layer::forward(NAME, engine, config, layer, dims, &from)?;
             statistics.extend(seen);
-            done.push(layer);
+            layers.push(layer);
         }
-        let Some(last) = done.last() else { bail!("{NAME}: needs at least one layer") };
-        let projection = match shortcut {
+        let Some(last) = layers.last() else { bail!("{NAME}: needs at least one layer") };
+        let projection = match &given.shortcut {
             Shortcut::Projection(layer) => {
-                let (layer, seen) =
-                    Layer::forward(NAME, engine, config, &layer, [n, h, w, c], &Input::Stored(input))?;
+                let (layer, seen) = Layer::forward(NAME, engine, config, layer, dims, &Input::Stored(input))?;
                 statistics.extend(seen);
                 Some(layer)
             }
             _ => None,
         };
-        let identity = matches!(shortcut, Shortcut::Identity);
-        let other = projection.as_ref().map_or([n, h, w, c], Layer::output);
+        let identity = matches!(given.shortcut, Shortcut::Identity);
+        let other = projection.as_ref().map_or(dims, Layer::output);
         if (identity || projection.is_some()) && other != last.output() {
             bail!(
                 "{NAME}: the shortcut has the shape {other:?}, the layers give {:?}: they must be the same",
                 last.output()
             )
         }
-        let mut y = vec![T::zero(); last.y.len()];
-        let other = match (&projection, identity) {
+        Ok(Self { layers, projection, identity, out: Buffer::new(0) })
+    }
+
+    fn last(&self) -> Result<&Layer<T>> {
+        match self.layers.last() {
+            Some(last) => Ok(last),
+            None => bail!("{NAME}: needs at least one layer"),
+        }
+    }
+
+    /// Normalises, adds the shortcut and cuts off below zero.
+    ///
+    /// # Safety
+    /// `y` is valid for the numbers of the last layer's output.
+    #[allow(unsafe_code)] // room that nothing has written to yet
+    unsafe fn finish(&self, isa: Isa, last: &Layer<T>, input: &[T], y: *mut T) {
+        let other = match (&self.projection, self.identity) {
             (Some(layer), _) => Other::Normal(&layer.y, &layer.norm),
             (None, true) => Other::Image(input),
             (None, false) => Other::Nothing,
         };
-        finish(engine.isa, &last.y, &last.norm, &other, &mut y);
-        (Block { engine, layers: done, projection, identity }, y)
-    };
-    let shape = block.layers.last().map_or([n, h, w, c], Layer::output);
-    let projection = if let Shortcut::Projection(layer) = shortcut { Some(layer) } else { None };
-    let parameters: Vec<&Tensor> =
-        layers.iter().chain(&projection).flat_map(|l| [l.weight, l.scale, l.shift]).collect();
-    let tracked = x.track_op() || parameters.iter().any(|p| p.track_op());
-    let y = if tracked {
-        node(&x, &parameters, y, shape.to_vec(), block)?
-    } else {
-        Tensor::from_vec(y, shape.to_vec(), &Device::Cpu)?
-    };
-    Ok(BlockOut { y, statistics })
-}
-
-impl<T: Number> Backward for Block<T> {
-    fn name(&self) -> &'static str {
-        NAME
+        // SAFETY: passed on.
+        unsafe { finish(isa, &last.y, &last.norm, &other, y) };
     }
 
+    /// The gradients of the parameters, and of the input where there is room for it; `dx` may hold anything.
     fn backward(
         &self,
-        x: &Tensor,
-        y: &Tensor,
-        grad: &Tensor,
-    ) -> Result<(Option<Tensor>, Vec<Option<Tensor>>)> {
-        let (xv, yv, gv) = (View::new(x), View::new(y), View::new(grad));
-        let (input, out, grad) = (xv.slice::<T>(NAME)?, yv.slice::<T>(NAME)?, gv.slice::<T>(NAME)?);
-        let Some((last, before)) = self.layers.split_last() else {
-            bail!("{NAME}: needs at least one layer")
-        };
-        let (engine, isa) = (self.engine, self.engine.isa);
-
+        engine: Engine,
+        input: &[T],
+        out: &[T],
+        grad: &[T],
+        mut dx: Option<&mut [T]>,
+    ) -> Result<Vec<[Option<Tensor>; 3]>> {
+        let (isa, last) = (engine.isa, self.last()?);
         // Through the last ReLU, and the sums of both normalisations before it.
         let mut images: Vec<(&[T], Vec<T>)> = vec![(&last.y, last.norm.centre())];
         images.extend(self.projection.iter().map(|p| (&*p.y, p.norm.centre())));
-        let mut d = vec![T::zero(); if self.identity { out.len() } else { 0 }];
-        let mut spare = Buffer::new(if self.identity { 0 } else { out.len() });
-        let masked: &mut [T] = if self.identity { &mut d } else { &mut spare };
+        // Behind the identity, the masked gradient is the first part of the input's.
+        let in_place = self.identity && dx.is_some();
+        let mut spare = Buffer::new(if in_place { 0 } else { out.len() });
+        let masked: &mut [T] = match &mut dx {
+            Some(dx) if self.identity => dx,
+            _ => &mut spare,
+        };
         let sums = mask_by_output(isa, grad, out, &images, last.geometry.co, masked);
 
         let pull = last.norm.pull(&sums[..2]);
@@ -257,21 +266,20 @@ impl<T: Number> Backward for Block<T> {
         apply(isa, masked, &last.y, &pull, &mut dy);
         // Ordered as the arguments: the layers' from the last to the first, turned round at the end.
         let mut gradients: Vec<[Option<Tensor>; 3]> = Vec::with_capacity(self.layers.len() + 1);
-        let mut dx = self.identity.then_some(d);
         let mut of_projection = None;
         if let Some(projection) = &self.projection {
             let pull = projection.norm.pull(&[sums[0].clone(), sums[2].clone()]);
             apply_in_place(isa, &mut spare, &projection.y, &pull);
             of_projection =
                 Some(projection.parameters(engine, &Input::Stored(input), &spare, pull.gamma, pull.beta)?);
-            if x.track_op() {
-                dx = Some(projection.grad_input(engine, &spare, None)?);
+            if let Some(dx) = &mut dx {
+                projection.grad_input(engine, &spare, false, dx)?;
             }
         }
         drop(spare);
 
         let (mut layer, mut pull) = (last, pull);
-        for below in before.iter().rev() {
+        for below in self.layers[..self.layers.len() - 1].iter().rev() {
             gradients.push(layer.parameters(
                 engine,
                 &Input::Normalised(below),
@@ -280,10 +288,7 @@ impl<T: Number> Backward for Block<T> {
                 pull.beta,
             )?);
             let mut da = Buffer::new(below.y.len());
-            {
-                let view = View::new(&layer.weight);
-                engine.grad_input_into(&layer.geometry, &Stored(&dy), view.slice::<T>(NAME)?, &mut da);
-            }
+            layer.grad_input(engine, &dy, false, &mut da)?;
             let sums = mask_by_affine(isa, &mut da, &below.y, &below.norm);
             pull = below.norm.pull(&sums);
             apply_in_place(isa, &mut da, &below.y, &pull);
@@ -292,8 +297,108 @@ impl<T: Number> Backward for Block<T> {
         gradients.push(layer.parameters(engine, &Input::Stored(input), &dy, pull.gamma, pull.beta)?);
         gradients.reverse();
         gradients.extend(of_projection);
-        let dx = x.track_op().then(|| layer.grad_input(engine, &dy, dx)).transpose()?;
-        let dx = dx.map(|dx| Tensor::from_vec(dx, x.shape(), x.device())).transpose()?;
-        Ok((dx, gradients.into_iter().flatten().collect()))
+        if let Some(dx) = dx {
+            layer.grad_input(engine, &dy, self.identity || self.projection.is_some(), dx)?;
+        }
+        Ok(gradients)
+    }
+}
+
+#[allow(unsafe_code)] // room that nothing has written to yet
+pub(super) fn forward<T: Number>(
+    x: &Tensor,
+    given: &[ResidualBlock<'_>],
+    config: &BlockConfig,
+) -> Result<BlockOut> {
+    let x = x.contiguous()?;
+    let mut dims: [usize; 4] = x.dims4()?.into();
+    let engine = Engine::new(config.precision);
+    let parameters: Vec<&Tensor> = given
+        .iter()
+        .flat_map(|block| block.layers.iter().chain(block.shortcut.projection()))
+        .flat_map(|layer| [layer.weight, layer.scale, layer.shift])
+        .collect();
+    let tracked = x.track_op() || parameters.iter().any(|p| p.track_op());
+    let mut statistics = Vec::new();
+    let mut blocks: Vec<Block<T>> = Vec::with_capacity(given.len());
+    let mut y = Vec::new();
+    {
+        let view = View::new(&x);
+        let first = view.slice::<T>(NAME)?;
+        for (k, block) in given.iter().enumerate() {
+            let input = blocks.last().map_or(first, |before| &before.out);
+            let mut block = Block::forward(engine, config, block, dims, input, &mut statistics)?;
+            let last = block.last()?;
+            dims = last.output();
+            let len = last.y.len();
+            if k + 1 == given.len() {
+                // SAFETY: the last step writes every number of the result.
+                y = unsafe { scratch::filled(len, |y| block.finish(engine.isa, last, input, y)) };
+            } else {
+                let mut out = Buffer::new(len);
+                // SAFETY: the buffer has the size of the result.
+                unsafe { block.finish(engine.isa, last, input, out.as_mut_ptr()) };
+                block.out = out;
+            }
+            if !tracked {
+                blocks.clear();
+            }
+            blocks.push(block);
+        }
+    }
+    if blocks.is_empty() {
+        bail!("{NAME}: needs at least one block")
+    }
+    let y = if tracked {
+        node(&x, &parameters, y, dims.to_vec(), Chain { engine, blocks })?
+    } else {
+        Tensor::from_vec(y, dims.to_vec(), &Device::Cpu)?
+    };
+    Ok(BlockOut { y, statistics })
+}
+
+impl<T: Number> Backward for Chain<T> {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    #[allow(unsafe_code)] // room that nothing has written to yet
+    fn backward(
+        &self,
+        x: &Tensor,
+        y: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Vec<Option<Tensor>>)> {
+        let (xv, yv, gv) = (View::new(x), View::new(y), View::new(grad));
+        let (input, out, last) = (xv.slice::<T>(NAME)?, yv.slice::<T>(NAME)?, gv.slice::<T>(NAME)?);
+        let mut gradients: Vec<Vec<[Option<Tensor>; 3]>> = Vec::with_capacity(self.blocks.len());
+        let mut grad: Option<Buffer<T>> = None;
+        let mut dx = None;
+        for (k, block) in self.blocks.iter().enumerate().rev() {
+            let out = if k + 1 == self.blocks.len() { out } else { &block.out };
+            let above = grad.as_deref().unwrap_or(last);
+            if k > 0 {
+                let input = &self.blocks[k - 1].out;
+                let mut below = Buffer::new(input.len());
+                gradients.push(block.backward(self.engine, input, out, above, Some(&mut below))?);
+                grad = Some(below);
+            } else if x.track_op() {
+                let mut done = Ok(Vec::new());
+                // SAFETY: a block writes every number of the input's gradient before it reads it, or fails, and then no
+                // number is read.
+                let values = unsafe {
+                    scratch::filled(input.len(), |p: *mut T| {
+                        let dx = std::slice::from_raw_parts_mut(p, input.len());
+                        done = block.backward(self.engine, input, out, above, Some(dx));
+                    })
+                };
+                gradients.push(done?);
+                dx = Some(Tensor::from_vec(values, x.shape(), x.device())?);
+            } else {
+                gradients.push(block.backward(self.engine, input, out, above, None)?);
+            }
+        }
+        gradients.reverse();
+        Ok((dx, gradients.into_iter().flatten().flatten().collect()))
     }
 }

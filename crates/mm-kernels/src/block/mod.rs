@@ -82,6 +82,21 @@ pub enum Shortcut<'a> {
     Projection(ConvNorm<'a>),
 }
 
+impl<'a> Shortcut<'a> {
+    fn projection(&self) -> Option<&ConvNorm<'a>> {
+        if let Self::Projection(layer) = self { Some(layer) } else { None }
+    }
+}
+
+/// The layers of one block and the way round them; see [`residual_block`].
+#[derive(Debug, Clone, Copy)]
+pub struct ResidualBlock<'a> {
+    /// At least one.
+    pub layers: &'a [ConvNorm<'a>],
+    /// What is added before the last ReLU.
+    pub shortcut: Shortcut<'a>,
+}
+
 /// A chain of convolutions and normalisations with ReLU between them, and a shortcut added before the last ReLU.
 ///
 /// ```text
@@ -96,34 +111,48 @@ pub fn residual_block(
     shortcut: Shortcut<'_>,
     config: &BlockConfig,
 ) -> Result<BlockOut> {
+    residual_blocks(x, &[ResidualBlock { layers, shortcut }], config)
+}
+
+/// [`residual_block`]s one after the other, as one operation of the graph.
+///
+/// The same numbers, with less done between blocks: gradients between them are no tensors of the graph, which candle
+/// fills with zeros, adds to and copies on one thread. The statistics are those of all blocks in order.
+///
+/// Errors: shapes that do not fit, by name; no block, or a block without layers.
+pub fn residual_blocks(x: &Tensor, blocks: &[ResidualBlock<'_>], config: &BlockConfig) -> Result<BlockOut> {
     if x.rank() != 4 {
         bail!("residual_block: x must be (batch, height, width, channels), got {:?}", x.shape())
     }
     if !x.device().is_cpu() {
-        return composed(x, layers, shortcut, config);
+        return composed(x, blocks, config);
     }
-    by_dtype!(fused::NAME, x.dtype(), T => fused::forward::<T>(x, layers, shortcut, config))
+    by_dtype!(fused::NAME, x.dtype(), T => fused::forward::<T>(x, blocks, config))
 }
 
-fn composed(
-    x: &Tensor,
-    layers: &[ConvNorm<'_>],
-    shortcut: Shortcut<'_>,
-    config: &BlockConfig,
-) -> Result<BlockOut> {
-    let Some((last, before)) = layers.split_last() else { bail!("residual_block: needs at least one layer") };
+fn composed(x: &Tensor, blocks: &[ResidualBlock<'_>], config: &BlockConfig) -> Result<BlockOut> {
     let mut statistics = Vec::new();
-    let mut a = x.clone();
-    for layer in before {
-        a = relu(&conv_norm(&a, layer, config, &mut statistics)?)?;
+    let mut x = x.clone();
+    for block in blocks {
+        let Some((last, before)) = block.layers.split_last() else {
+            bail!("residual_block: needs at least one layer")
+        };
+        let mut a = x.clone();
+        for layer in before {
+            a = relu(&conv_norm(&a, layer, config, &mut statistics)?)?;
+        }
+        let y = conv_norm(&a, last, config, &mut statistics)?;
+        let y = match &block.shortcut {
+            Shortcut::None => y,
+            Shortcut::Identity => (y + x)?,
+            Shortcut::Projection(layer) => (y + conv_norm(&x, layer, config, &mut statistics)?)?,
+        };
+        x = relu(&y)?;
     }
-    let y = conv_norm(&a, last, config, &mut statistics)?;
-    let y = match shortcut {
-        Shortcut::None => y,
-        Shortcut::Identity => (y + x)?,
-        Shortcut::Projection(layer) => (y + conv_norm(x, &layer, config, &mut statistics)?)?,
-    };
-    Ok(BlockOut { y: relu(&y)?, statistics })
+    if blocks.is_empty() {
+        bail!("residual_block: needs at least one block")
+    }
+    Ok(BlockOut { y: x, statistics })
 }
 
 fn conv_norm(
@@ -158,6 +187,7 @@ fn conv_norm(
 mod tests {
     use super::*;
     use crate::testing::{assert_close, assert_same, normal};
+    use candle_core::Var;
 
     fn layer<'a>(p: &'a [Tensor], running: &'a [Tensor], stride: usize, padding: usize) -> ConvNorm<'a> {
         let running = (&running[0], &running[1]);
@@ -191,7 +221,7 @@ mod tests {
                     if fused {
                         residual_block(&x[0], &layers, shortcut, &config)
                     } else {
-                        composed(&x[0], &layers, shortcut, &config)
+                        composed(&x[0], &[ResidualBlock { layers: &layers, shortcut }], &config)
                     }
                 };
                 assert_same(|x| Ok(run(true, x)?.y), |x| Ok(run(false, x)?.y), &inputs)?;
@@ -203,6 +233,59 @@ mod tests {
                 }
             }
         }
+        Ok(())
+    }
+
+    /// Three blocks in one operation are the three operations, bit for bit, and so are their gradients.
+    #[test]
+    fn a_chain_is_its_blocks() -> Result<()> {
+        let mut inputs = vec![normal(&[2, 7, 6, 5], 1)?];
+        for (k, [o, i, side]) in
+            [[5, 5, 3], [5, 5, 3], [8, 5, 3], [8, 8, 3], [8, 5, 1], [8, 8, 3]].into_iter().enumerate()
+        {
+            inputs.extend(parameters(o, i, side, 10 * (1 + k as u64))?);
+        }
+        let config = BlockConfig::default();
+        let running = [normal(&[8], 40)?, normal(&[8], 41)?.sqr()?];
+        let narrow = [running[0].narrow(0, 0, 5)?, running[1].narrow(0, 0, 5)?];
+        let run = |chained: bool, x: &[Tensor]| {
+            let at =
+                |k: usize, stride| layer(&x[1 + 3 * k..], if k < 2 { &narrow } else { &running }, stride, 1);
+            let down = ConvNorm { padding: 0, ..at(4, 2) };
+            let layers = [vec![at(0, 1), at(1, 1)], vec![at(2, 2), at(3, 1)], vec![at(5, 1)]];
+            let shortcuts = [Shortcut::Identity, Shortcut::Projection(down), Shortcut::Identity];
+            let blocks: Vec<_> = layers
+                .iter()
+                .zip(shortcuts)
+                .map(|(layers, shortcut)| ResidualBlock { layers, shortcut })
+                .collect();
+            if chained {
+                return residual_blocks(&x[0], &blocks, &config);
+            }
+            let mut out = BlockOut { y: x[0].clone(), statistics: Vec::new() };
+            for block in blocks {
+                let next = residual_block(&out.y, block.layers, block.shortcut, &config)?;
+                out.statistics.extend(next.statistics);
+                out.y = next.y;
+            }
+            Ok(out)
+        };
+        let values = |chained: bool| -> Result<Vec<Vec<f64>>> {
+            let vars: Vec<Var> = inputs.iter().map(Var::from_tensor).collect::<Result<_>>()?;
+            let x: Vec<Tensor> = vars.iter().map(|v| v.as_tensor().clone()).collect();
+            let out = run(chained, &x)?;
+            let weights = normal(out.y.dims(), 50)?;
+            let grads = (&out.y * weights)?.sum_all()?.backward()?;
+            let mut all = vec![out.y];
+            all.extend(out.statistics.into_iter().flat_map(|s| [s.mean, s.var_unbiased]));
+            for var in &vars {
+                all.extend(grads.get(var).cloned());
+            }
+            all.iter().map(|t| t.flatten_all()?.to_vec1()).collect()
+        };
+        let (chained, single) = (values(true)?, values(false)?);
+        assert_eq!(chained.len(), 1 + 2 * 6 + inputs.len());
+        assert_eq!(chained, single);
         Ok(())
     }
 }

@@ -10,6 +10,7 @@ use crate::host::{View, by_dtype};
 use crate::nary::{Backward, node};
 use crate::pool::{PoolConfig, max_pool2d_nhwc};
 use crate::rowwise::{Columns, Floats, over};
+use crate::scratch::{self, Shared};
 use crate::simd::Isa;
 use candle_core::{Device, Result, Tensor, bail};
 use rayon::prelude::*;
@@ -104,9 +105,13 @@ fn forward<T: Number>(
     let window = Window { kernel: pool.kernel, stride: pool.stride, padding: pool.padding, dilation: (1, 1) };
     let (oh, ow) = window.output(NAME, h, w)?;
     let pool = Pool { kernel: pool.kernel, stride: pool.stride, padding: pool.padding, h, w, c, oh, ow };
-    let mut y = vec![T::zero(); n * oh * ow * c];
-    let mut chosen = Buffer::new(y.len());
-    maxima(engine.isa, &pool, &layer.y, &layer.norm, &mut y, &mut chosen);
+    let mut chosen = Buffer::new(n * oh * ow * c);
+    // SAFETY: every place of every row is written.
+    let y = unsafe {
+        scratch::filled(chosen.len(), |y| {
+            maxima(engine.isa, &pool, &layer.y, &layer.norm, y, &mut chosen);
+        })
+    };
     let parameters = [given.weight, given.scale, given.shift];
     let shape = vec![n, oh, ow, c];
     let y = if x.track_op() || parameters.iter().any(|p| p.track_op()) {
@@ -123,7 +128,7 @@ struct Maxima<'a, T> {
     row: usize,
     image: &'a [T],
     norm: &'a Affine<T>,
-    y: &'a mut [T],
+    y: *mut T,
     chosen: &'a mut [T],
 }
 
@@ -148,7 +153,7 @@ impl<T: Number> Columns<T> for Maxima<'_, T> {
                 }
                 for v in 0..N {
                     let at = column * c + first + v * V::LANES;
-                    best[v].relu().store(self.y.as_mut_ptr().add(at));
+                    best[v].relu().store(self.y.add(at));
                     taps[v].store(self.chosen.as_mut_ptr().add(at));
                 }
             }
@@ -157,15 +162,20 @@ impl<T: Number> Columns<T> for Maxima<'_, T> {
 }
 
 /// The maxima of relu(scale x + shift), and their taps.
-fn maxima<T: Number>(isa: Isa, pool: &Pool, x: &[T], norm: &Affine<T>, y: &mut [T], chosen: &mut [T]) {
+///
+/// # Safety
+/// `y` is valid for as many numbers as `chosen` has.
+unsafe fn maxima<T: Number>(isa: Isa, pool: &Pool, x: &[T], norm: &Affine<T>, y: *mut T, chosen: &mut [T]) {
     let (size, row) = (pool.h * pool.w * pool.c, pool.ow * pool.c);
-    y.par_chunks_exact_mut(row).zip(chosen.par_chunks_exact_mut(row)).enumerate().for_each(
-        |(k, (y, chosen))| {
-            let image = &x[k / pool.oh * size..][..size];
-            // SAFETY: image, rows and constants have the channels of the pool.
-            unsafe { over(isa, pool.c, &mut Maxima { pool, row: k % pool.oh, image, norm, y, chosen }) };
-        },
-    );
+    let y = Shared::new(y);
+    chosen.par_chunks_exact_mut(row).enumerate().for_each(|(k, chosen)| {
+        let image = &x[k / pool.oh * size..][..size];
+        // SAFETY: image, rows and constants have the channels of the pool; each row is written by one thread.
+        unsafe {
+            let y = y.get().add(k * row);
+            over(isa, pool.c, &mut Maxima { pool, row: k % pool.oh, image, norm, y, chosen });
+        }
+    });
 }
 
 /// Some rows of the gradient before the ReLU, for some channels, from the places of an image.
@@ -253,8 +263,12 @@ impl<T: Number> Backward for Stem<T> {
         let pull = layer.norm.pull(&sums);
         apply_in_place(engine.isa, &mut d, &layer.y, &pull);
         let parameters = layer.parameters(engine, &Input::Stored(input), &d, pull.gamma, pull.beta)?;
-        let dx = x.track_op().then(|| layer.grad_input(engine, &d, None)).transpose()?;
-        let dx = dx.map(|dx| Tensor::from_vec(dx, x.shape(), x.device())).transpose()?;
+        let mut dx = None;
+        if x.track_op() {
+            let mut values = vec![T::zero(); input.len()];
+            layer.grad_input(engine, &d, false, &mut values)?;
+            dx = Some(Tensor::from_vec(values, x.shape(), x.device())?);
+        }
         Ok((dx, parameters.into_iter().collect()))
     }
 }

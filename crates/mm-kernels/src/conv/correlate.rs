@@ -9,6 +9,7 @@
 use super::format::Format;
 use super::geometry::Geometry;
 use super::tile::{Start, Tile, Width};
+use crate::buffers::Buffer;
 use crate::host::Real;
 use crate::scratch::{self, Bytes, Shared};
 #[cfg(target_arch = "x86_64")]
@@ -326,8 +327,12 @@ impl Cut {
         }
         let wanted = (TASK_PIXELS / columns.max(1)).max(1);
         let mut rows = wanted.min(c.n * c.rows).max(1);
-        // Whole images, or an equal part of one.
-        rows = if rows >= c.rows { rows / c.rows * c.rows } else { c.rows.div_ceil(c.rows.div_ceil(rows)) };
+        // Whole images, tasks of like size, or an equal part of one image.
+        rows = if rows >= c.rows {
+            c.n.div_ceil(c.n.div_ceil(rows / c.rows)) * c.rows
+        } else {
+            c.rows.div_ceil(c.rows.div_ceil(rows))
+        };
         while rows > 1 && packed(rows.min(c.rows), columns, block) * rows.div_ceil(c.rows) > INPUT_BYTES {
             rows = if rows > c.rows { rows - c.rows } else { rows.div_ceil(2) };
         }
@@ -342,7 +347,7 @@ fn pack_weights<T: Real + Bytes, F: Format<T>>(
     c: &Correlation,
     w: &[T],
     width: usize,
-) -> Vec<F::Unit>
+) -> Buffer<F::Unit>
 where
     F::Unit: Bytes,
 {
@@ -426,8 +431,10 @@ where
             jobs.iter().for_each(job);
         }
     };
-    // SAFETY: the jobs write every unit of `total`: all blocks, units, products, taps and lanes.
-    unsafe { scratch::filled(total, fill) }
+    // All of it is written: all blocks, units, products, taps and lanes.
+    let mut packed = Buffer::new(total);
+    fill(packed.as_mut_ptr());
+    packed
 }
 
 /// What the outputs start from.

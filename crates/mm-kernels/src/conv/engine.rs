@@ -122,11 +122,19 @@ impl Engine {
         T::with(self.isa, self.precision, run);
     }
 
-    /// The gradient of `x` into room for it.
-    pub(crate) fn grad_input_into<T: Number>(self, g: &Geometry, dy: &impl Source<T>, w: &[T], dx: &mut [T]) {
+    /// The gradient of `x` into room for it, or added to what is there.
+    pub(crate) fn grad_input_into<T: Number>(
+        self,
+        g: &Geometry,
+        dy: &impl Source<T>,
+        w: &[T],
+        added: bool,
+        dx: &mut [T],
+    ) {
         assert_eq!(dx.len(), g.n * g.h * g.w * g.ci, "the gradient has the size of the input");
         let (c, y) = (Correlation::grad_input(g), dx.as_mut_ptr());
-        let run = Run { isa: self.isa, c: &c, x: dy, w, base: Base::Zero, y, done: None };
+        let base = if added { Base::Added } else { Base::Zero };
+        let run = Run { isa: self.isa, c: &c, x: dy, w, base, y, done: None };
         T::with(self.isa, self.precision, run);
     }
 
@@ -141,48 +149,23 @@ impl Engine {
         T::with(self.isa, self.precision, Count(&Correlation::forward(g)))
     }
 
-    /// The gradient of `x`; added to what is given.
-    pub(crate) fn grad_input<T: Number>(
-        self,
-        g: &Geometry,
-        dy: &impl Source<T>,
-        w: &[T],
-        onto: Option<Vec<T>>,
-    ) -> Vec<T> {
+    /// The gradient of `x`.
+    pub(crate) fn grad_input<T: Number>(self, g: &Geometry, dy: &impl Source<T>, w: &[T]) -> Vec<T> {
         let len = g.n * g.h * g.w * g.ci;
         #[cfg(feature = "onednn")]
-        if onto.is_none()
-            && let Some(dx) = self.library(|dy, w, dx| crate::onednn::grad_input(g, dy, w, dx), dy, w, len)
-        {
+        if let Some(dx) = self.library(|dy, w, dx| crate::onednn::grad_input(g, dy, w, dx), dy, w, len) {
             return dx;
         }
         if depthwise::is(g) {
-            let dx = depthwise::grad_input(self.isa, g, &dy.numbers(g.co), w);
-            return match onto {
-                Some(mut onto) => {
-                    onto.iter_mut().zip(dx).for_each(|(onto, dx)| *onto += dx);
-                    onto
-                }
-                None => dx,
-            };
+            return depthwise::grad_input(self.isa, g, &dy.numbers(g.co), w);
         }
-        let correlation = Correlation::grad_input(g);
-        let run = |base, y| {
-            T::with(
-                self.isa,
-                self.precision,
-                Run { isa: self.isa, c: &correlation, x: dy, w, base, y, done: None },
-            );
+        let c = Correlation::grad_input(g);
+        let run = |y| {
+            let run = Run { isa: self.isa, c: &c, x: dy, w, base: Base::Zero, y, done: None };
+            T::with(self.isa, self.precision, run);
         };
-        match onto {
-            Some(mut dx) => {
-                assert_eq!(dx.len(), len, "the gradient has the size of the input");
-                run(Base::Added, dx.as_mut_ptr());
-                dx
-            }
-            // SAFETY: a correlation writes every number of its output.
-            None => unsafe { scratch::filled(len, |y| run(Base::Zero, y)) },
-        }
+        // SAFETY: a correlation writes every number of its output.
+        unsafe { scratch::filled(len, run) }
     }
 
     /// The gradient of the weight.
@@ -292,10 +275,11 @@ mod tests {
             let e = Engine { isa, precision: Precision::F32 };
             let what = |part: &str| format!("{part} {e:?} {g:?}");
             close(&what("y"), &e.forward(g, &Stored(&x), &w, Some(&bias)), &y, 1e-12);
-            close(&what("dx"), &e.grad_input(g, &Stored(&dy), &w, None), &dx, 1e-12);
+            close(&what("dx"), &e.grad_input(g, &Stored(&dy), &w), &dx, 1e-12);
             close(&what("dw"), &e.grad_weight(g, &Stored(&x), &Stored(&dy)), &dw, 1e-12);
-            let twice: Vec<f64> = dx.iter().map(|d| 2.0 * d).collect();
-            close(&what("2 dx"), &e.grad_input(g, &Stored(&dy), &w, Some(dx.clone())), &twice, 1e-12);
+            let (mut sum, twice) = (dx.clone(), dx.iter().map(|d| 2.0 * d).collect::<Vec<_>>());
+            e.grad_input_into(g, &Stored(&dy), &w, true, &mut sum);
+            close(&what("2 dx"), &sum, &twice, 1e-12);
             let (xs, ws, ds, bs) = (single(&x), single(&w), single(&dy), single(&bias));
             for (precision, tol) in
                 [(Precision::F32, 1e-5), (Precision::Bf16x3, 1e-4), (Precision::Bf16, 2e-2)]
@@ -303,7 +287,7 @@ mod tests {
                 let e = Engine { isa, precision };
                 let what = |part: &str| format!("{part} {e:?} {g:?}");
                 close(&what("y"), &double(e.forward(g, &Stored(&xs), &ws, Some(&bs))), &y, tol);
-                close(&what("dx"), &double(e.grad_input(g, &Stored(&ds), &ws, None)), &dx, tol);
+                close(&what("dx"), &double(e.grad_input(g, &Stored(&ds), &ws)), &dx, tol);
                 close(&what("dw"), &double(e.grad_weight(g, &Stored(&xs), &Stored(&ds))), &dw, tol);
             }
         }

@@ -9,12 +9,14 @@ use super::correlate::Source;
 use super::format::Format;
 use super::geometry::Geometry;
 use super::tile::{GradTile, Width};
+use crate::buffers::Buffer;
 use crate::host::Real;
 use crate::scratch::{self, Bytes, Shared};
 #[cfg(target_arch = "x86_64")]
 use crate::simd::x86;
 use crate::simd::{BLOCK, Isa, on, transpose};
 use rayon::prelude::*;
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 /// Bytes of panels of a chunk.
@@ -141,7 +143,8 @@ where
     let g = &plan.g;
     // Of each group and block of output channels, for each tap: channels x lanes.
     let block = plan.taps.len() * plan.channels * plan.lanes;
-    let mut sums = vec![T::zero(); g.groups * plan.blocks * block];
+    let mut sums = Buffer::new(g.groups * plan.blocks * block);
+    sums.par_chunks_mut(1 << 14).for_each(|sums| sums.fill(T::zero()));
     let chunks = plan.chunks::<T, F>();
     let sized = |f: fn(&Chunk) -> usize| chunks.iter().map(f).max().unwrap_or(0);
     let (images, columns) = (sized(|c| c.images.len()), sized(|c| c.columns.len()));
@@ -220,35 +223,47 @@ fn pack_x<T: Real, F: Format<T>, X: Source<T>>(
                         out[to * tile.len()..].fill(F::Unit::default());
                         let at = (source as isize + base + (from * step) as isize) as usize * g.ci + channel;
                         let out = &mut out[from * tile.len()..to * tile.len()];
+                        if let Some(x) = x.units::<F>().filter(|_| step * g.ci == tile.len()) {
+                            out.copy_from_slice(&x[at..at + out.len()]);
+                            continue;
+                        }
                         // SAFETY: rows, columns and channels exist, and the source has the size of the geometry.
                         unsafe { pixels::<T, F, X>(x, at, step * g.ci, channel, tile.len(), part, out) };
                         continue;
                     }
                     // The second of a pair is the pixel of the next output.
                     let (from2, to2) = range(base + g.stride.1 as isize);
-                    for (q, out) in out.chunks_exact_mut(tile.len()).enumerate() {
-                        let one = (from..to).contains(&q);
-                        let two = (from2..to2).contains(&q);
-                        let at =
-                            (source as isize + base + (q * step) as isize) * g.ci as isize + channel as isize;
-                        let at2 = at + (g.stride.1 * g.ci) as isize;
-                        if pairs::<T, F, X>(
+                    let at = |q: usize| {
+                        (source as isize + base + (q * step) as isize) * g.ci as isize + channel as isize
+                    };
+                    let (len, ahead) = (tile.len(), g.stride.1 * g.ci);
+                    let mut both = from.max(from2)..to.min(to2);
+                    let run =
+                        PairRun { channel, part, units: both.len(), count: len, step: step * g.ci, ahead };
+                    if both.is_empty()
+                        || !pairs::<T, F, X>(
                             isa,
                             x,
-                            [one.then_some(at), two.then_some(at2)],
-                            channel,
-                            part,
-                            out,
-                        ) {
+                            &run,
+                            at(both.start) as usize,
+                            len,
+                            &mut out[both.start * len..both.end * len],
+                        )
+                    {
+                        both = 0..0;
+                    }
+                    for (q, out) in out.chunks_exact_mut(len).enumerate() {
+                        if both.contains(&q) {
                             continue;
                         }
+                        let (one, two) = ((from..to).contains(&q), (from2..to2).contains(&q));
                         for (i, out) in out.iter_mut().enumerate() {
                             let value = |exists: bool, ahead: usize| {
-                                let at = at + (ahead * g.ci + i) as isize;
+                                let at = at(q) + (ahead + i) as isize;
                                 // SAFETY: as above, for what exists.
                                 if exists { unsafe { x.at(at as usize, channel + i) } } else { T::zero() }
                             };
-                            *out = F::unit(value(one, 0), value(two, g.stride.1), part);
+                            *out = F::unit(value(one, 0), value(two, ahead), part);
                         }
                     }
                 }
@@ -258,15 +273,26 @@ fn pack_x<T: Real, F: Format<T>, X: Source<T>>(
     each(g.groups * images * rows, images * rows * row_units, |j| on(isa, || job(j)));
 }
 
-/// Writes the pairs of two pixels with the processor's own instructions, if it has them for this format.
+/// Pairs of pixels that lie at even distances; see [`x86::Pairs`].
+struct PairRun {
+    channel: usize,
+    part: usize,
+    units: usize,
+    count: usize,
+    step: usize,
+    ahead: usize,
+}
+
+/// Writes pairs of pixels, the first of which lies at `at`, with the processor's own instructions, if it has them for this
+/// format; a unit's channels lie `out_step` from the last unit's.
 #[allow(unused_variables)] // not all processors use all
 #[inline(always)]
 fn pairs<T: Real, F: Format<T>, X: Source<T>>(
     isa: Isa,
     x: &X,
-    at: [Option<isize>; 2],
-    channel: usize,
-    part: usize,
+    run: &PairRun,
+    at: usize,
+    out_step: usize,
     out: &mut [F::Unit],
 ) -> bool {
     #[cfg(target_arch = "x86_64")]
@@ -274,19 +300,29 @@ fn pairs<T: Real, F: Format<T>, X: Source<T>>(
         && F::PER_UNIT == 2
         && size_of::<F::Unit>() == 4
     {
-        let count = out.len();
-        let fits = |at: &isize| *at >= 0 && *at as usize + count <= raw.x.len();
-        assert!(at.iter().flatten().all(fits), "pixels lie in the source");
+        let &PairRun { channel, part, mut units, mut count, mut step, ahead } = run;
+        if units == 0 || count == 0 {
+            return true;
+        }
+        assert!(at + (units - 1) * step + ahead + count <= raw.x.len(), "pixels lie in the source");
+        assert!((units - 1) * out_step + count <= out.len(), "units have room");
         assert!(raw.affine.is_none_or(|(a, b)| channel + count <= a.len().min(b.len())));
+        let mut out_step = out_step;
+        if step == count && out_step == count && raw.affine.is_none() {
+            // Pixels that follow one another are one run of numbers, which fills whole registers.
+            (units, count, step, out_step) = (1, units * count, 0, 0);
+        }
         for first in (0..count).step_by(BLOCK) {
-            // SAFETY: the numbers, constants and units are in range: asserted above.
+            let here = (count - first).min(BLOCK);
+            let p = x86::Pairs { rest: part == 1, units, count: here, step, ahead, out_step };
+            // SAFETY: the numbers, constants and units are in range: asserted above. What lies between the units of one
+            // block are units of its later ones or of other blocks, which are written after it: blocks of a unit rise.
             unsafe {
-                let pixels = at.map(|at| at.map(|at| raw.x.as_ptr().add(at as usize + first)));
+                let from = raw.x.as_ptr().add(at + first);
                 let affine = raw
                     .affine
                     .map(|(a, b)| (a.as_ptr().add(channel + first), b.as_ptr().add(channel + first)));
-                let out = out.as_mut_ptr().add(first).cast();
-                x86::pairs(part == 1, pixels, affine, (count - first).min(BLOCK), out);
+                x86::pair_run(&p, from, affine, out.as_mut_ptr().add(first).cast());
             }
         }
         return true;
@@ -358,14 +394,16 @@ fn pack_y<T: Real, F: Format<T>, Y: Source<T>>(
                 // SAFETY: rows of the panels do not overlap, and end within the plane: asserted above.
                 let out =
                     unsafe { std::slice::from_raw_parts_mut(panels.get().add(part * plane + at), row_units) };
+                let at = source * g.co + channel;
+                let run =
+                    PairRun { channel, part, units: columns / 2, count: valid, step: 2 * g.co, ahead: g.co };
+                let paired = F::PER_UNIT == 2 && pairs::<T, F, Y>(isa, dy, &run, at, lanes, out);
                 for (k, out) in out.chunks_exact_mut(lanes).enumerate() {
                     let first = k * F::PER_UNIT;
                     let pair = F::PER_UNIT == 2 && first + 1 < columns;
                     let (out, rest) = out.split_at_mut(valid);
                     rest.fill(F::Unit::default());
-                    let at = ((source + first) * g.co + channel) as isize;
-                    let at2 = pair.then_some(at + g.co as isize);
-                    if F::PER_UNIT == 2 && pairs::<T, F, Y>(isa, dy, [Some(at), at2], channel, part, out) {
+                    if paired && pair {
                         continue;
                     }
                     for (o, out) in out.iter_mut().enumerate() {
@@ -483,26 +521,23 @@ fn sum<T: Real + Bytes, F: Format<T>>(
 fn unpack<T: Real + Bytes>(isa: Isa, plan: &Plan, sums: &[T]) -> Vec<T> {
     let (g, taps, lanes) = (&plan.g, plan.taps.len(), plan.lanes);
     let (cig, cog, kernel) = (g.ci_group(), g.co_group(), g.kh * g.kw);
-    let mut dw = vec![T::zero(); g.co * cig * kernel];
     // Element (ky, kx, i) lies at ky * of_row + kx * of_column + i * lanes, whether merged or not.
     let of_column = if plan.merged { cig * lanes } else { plan.channels * lanes };
     let of_row = if plan.merged { plan.channels * lanes } else { g.kw * of_column };
     let outputs = BLOCK.min(lanes).min(cog);
     // Sixteen output channels of one group (fewer at its end) are turned round together.
-    let fill = |group: usize, first: usize, dw: &mut [T]| {
+    let fill = |group: usize, first: usize, dw: &mut [MaybeUninit<T>]| {
         let block = &sums[(group * plan.blocks + first / lanes) * taps * plan.channels * lanes..];
         let count = dw.len() / (cig * kernel);
-        let mut rows = [[T::zero(); BLOCK]; BLOCK];
+        let mut rows = [[MaybeUninit::new(T::zero()); BLOCK]; BLOCK];
         for i in 0..cig {
             for tap in (0..kernel).step_by(BLOCK) {
                 let here = BLOCK.min(kernel - tap);
                 for (k, row) in rows.iter_mut().enumerate().take(here) {
                     let (ky, kx) = ((tap + k) / g.kw, (tap + k) % g.kw);
                     let at = ky * of_row + kx * of_column + i * lanes + first % lanes;
-                    if count == BLOCK {
-                        row.copy_from_slice(&block[at..at + BLOCK]);
-                    } else {
-                        row[..count].copy_from_slice(&block[at..at + count]);
+                    for (to, &from) in row.iter_mut().zip(&block[at..at + count]) {
+                        to.write(from);
                     }
                 }
                 let at = i * kernel + tap;
@@ -518,14 +553,18 @@ fn unpack<T: Real + Bytes>(isa: Isa, plan: &Plan, sums: &[T]) -> Vec<T> {
             }
         }
     };
-    let job = |(group, dw): (usize, &mut [T])| {
+    let mut dw = Vec::with_capacity(g.co * cig * kernel);
+    for (group, dw) in
+        dw.spare_capacity_mut()[..g.co * cig * kernel].chunks_exact_mut(cog * cig * kernel).enumerate()
+    {
         let size = outputs * cig * kernel;
         if dw.len() > 1 << 14 {
             dw.par_chunks_mut(size).enumerate().for_each(|(k, dw)| on(isa, || fill(group, k * outputs, dw)));
         } else {
             dw.chunks_mut(size).enumerate().for_each(|(k, dw)| fill(group, k * outputs, dw));
         }
-    };
-    dw.chunks_exact_mut(cog * cig * kernel).enumerate().for_each(job);
+    }
+    // SAFETY: every output channel of every group has been written: all its input channels and taps.
+    unsafe { dw.set_len(g.co * cig * kernel) };
     dw
 }

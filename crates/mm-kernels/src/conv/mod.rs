@@ -236,7 +236,7 @@ impl Conv {
             let (xs, ws) = (xv.slice::<T>(self.name)?, wv.slice::<T>(self.name)?);
             let gs = gv.slice::<T>(self.name)?;
             let (engine, g, gs) = (Engine::new(self.precision), &self.geometry, Stored(gs));
-            let dx = x.track_op().then(|| engine.grad_input(g, &gs, ws, None));
+            let dx = x.track_op().then(|| engine.grad_input(g, &gs, ws));
             let dw = w.track_op().then(|| engine.grad_weight(g, &Stored(xs), &gs));
             let tensor = |d: Option<Vec<T>>, like: &Tensor| {
                 d.map(|d| Tensor::from_vec(d, like.shape(), like.device())).transpose()
