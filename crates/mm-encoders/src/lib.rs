@@ -1,12 +1,17 @@
 #![doc = include_str!("../README.md")]
 
+pub mod bert;
 pub mod conformer;
 pub mod mlp;
 pub mod resnet;
+pub mod sequence;
 
 mod config;
+mod text;
 
+pub use bert::{Bert, BertConfig};
 pub use config::EncoderConfig;
-pub use conformer::{Conformer, ConformerConfig, ConformerLayer};
+pub use conformer::{Conformer, ConformerConfig, ConformerLayer, Mask};
 pub use mlp::{Activation, Mlp, MlpConfig, Norm};
 pub use resnet::{Precision, ResNet, ResNetConfig};
+pub use sequence::{SequenceConfig, SequenceEncoder};

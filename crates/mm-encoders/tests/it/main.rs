@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)] // a test that unwraps an error has failed as it should
 
+mod bert;
+mod bert_golden;
 mod config;
 mod conformer;
 mod conformer_golden;
@@ -9,3 +11,5 @@ mod draws;
 mod mlp;
 mod resnet;
 mod resnet18_golden;
+mod sequence;
+mod sequence_golden;
