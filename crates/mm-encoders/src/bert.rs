@@ -60,10 +60,12 @@
 //! # Ok::<(), candle_core::Error>(())
 //! ```
 
-pub use crate::text::{from_bert, from_distilbert};
+mod checkpoint;
 
-use crate::conformer::Mask;
+pub use checkpoint::{from_bert, from_distilbert};
+
 use crate::conformer::attention::{split, weigh};
+use crate::mask::Mask;
 use candle_core::{DType, Result, Tensor, bail};
 use mm_core::model::to_host;
 use mm_core::{ConfigError, Encoder, Init, Mode, Scope};

@@ -76,16 +76,14 @@
 //! ```
 
 pub(crate) mod attention;
-pub(crate) mod mask;
 mod parts;
 mod wav2vec2;
 
-pub use mask::Mask;
 pub use wav2vec2::from_wav2vec2_conformer;
 
+use crate::mask::{Mask, Places};
 use attention::Attention;
 use candle_core::{DType, Device, Result, Tensor, bail};
-use mask::Places;
 use mm_core::{ConfigError, Encoder, Mode, Scope};
 use mm_kernels::dropout;
 use parts::{Affine, Convolution, FeedForward, Scaled};

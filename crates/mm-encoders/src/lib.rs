@@ -7,11 +7,12 @@ pub mod resnet;
 pub mod sequence;
 
 mod config;
-mod text;
+mod mask;
 
 pub use bert::{Bert, BertConfig};
 pub use config::EncoderConfig;
-pub use conformer::{Conformer, ConformerConfig, ConformerLayer, Mask};
+pub use conformer::{Conformer, ConformerConfig, ConformerLayer};
+pub use mask::Mask;
 pub use mlp::{Activation, Mlp, MlpConfig, Norm};
 pub use resnet::{Precision, ResNet, ResNetConfig};
 pub use sequence::{SequenceConfig, SequenceEncoder};

@@ -53,7 +53,8 @@
 //! ```
 
 use crate::conformer::attention::{split, weigh};
-use crate::conformer::{Mask, Padding, mask::Places, sinusoids};
+use crate::conformer::{Padding, sinusoids};
+use crate::mask::{Mask, Places};
 use candle_core::{CpuStorage, CustomOp2, D, DType, Layout, Result, Shape, Tensor, bail};
 use mm_core::{ConfigError, Encoder, Init, Mode, Scope};
 use mm_kernels::{attention, dropout, gelu, layer_norm, linear, sigmoid, tanh};

@@ -1,7 +1,7 @@
 //! The parts of a layer that have no attention: linear maps, norms, feed-forward, convolution.
 
-use super::mask::Places;
 use super::{Activation, ConformerConfig, ConvolutionNorm, EPS, MOMENTUM, drop};
+use crate::mask::Places;
 use candle_core::{Result, Tensor, Var};
 use mm_core::{Init, Mode, Scope};
 use mm_kernels::batch_norm::{batch_norm_eval, batch_norm_train, update_running};

@@ -2,13 +2,15 @@
 #![allow(unsafe_code)] // hands room for results to the drivers
 
 use super::Precision;
-use super::correlate::{Base, Correlation, Done, Source, correlate, tasks};
-#[cfg(feature = "onednn")]
-use super::correlate::{same, same_mut};
+use super::correlate::{Base, Done, correlate, tasks};
 use super::depthwise;
 use super::format::{Bf16, Bf16x3, Format, Plain};
 use super::geometry::Geometry;
 use super::grad_weight::grad_weight as weight_driver;
+use super::source::Source;
+#[cfg(feature = "onednn")]
+use super::source::{same, same_mut};
+use super::taps::Correlation;
 use super::tile::Native;
 use crate::host::Real;
 use crate::scratch::{self, Bytes};
@@ -245,8 +247,8 @@ impl<T: Number, S: Source<T>> WithFormat<T, ()> for Run<'_, T, S> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::correlate::Stored;
     use super::super::reference;
+    use super::super::source::Stored;
     use super::*;
     use crate::StepRng;
 

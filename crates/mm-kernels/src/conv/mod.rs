@@ -18,17 +18,22 @@ mod engine;
 mod format;
 mod geometry;
 mod grad_weight;
+mod pack_input;
+mod pack_weights;
+mod panels;
 #[cfg(test)]
 mod reference;
+mod source;
+mod taps;
 mod tile;
 
 use crate::host::{View, add_rows, by_dtype, slice};
 use crate::simd::Isa;
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, WithDType, bail};
-pub(crate) use correlate::{Normalised, Stored};
 pub(crate) use engine::{Engine, Number};
 use format::Bf16;
 pub(crate) use geometry::{Geometry, Window};
+pub(crate) use source::{Normalised, Stored};
 
 /// The numbers in which the products of a convolution or a linear layer of `f32` tensors are taken on a CPU.
 ///

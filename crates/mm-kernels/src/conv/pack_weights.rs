@@ -1,0 +1,107 @@
+//! Weights in the order in which the tiles of a correlation read them.
+#![allow(unsafe_code)] // jobs write to disjoint rows of one block
+
+use super::format::Format;
+use super::taps::{Correlation, Phase};
+use crate::buffers::Buffer;
+use crate::host::Real;
+use crate::scratch::{Bytes, Shared};
+use crate::simd::{BLOCK, Isa, on, transpose};
+use rayon::prelude::*;
+
+/// The weights in the order in which the tiles read them: group, phase, block of output channels, unit of input channels,
+/// product, tap, output channel.
+pub(super) fn pack_weights<T: Real + Bytes, F: Format<T>>(
+    isa: Isa,
+    c: &Correlation,
+    w: &[T],
+    width: usize,
+) -> Buffer<F::Unit>
+where
+    F::Unit: Bytes,
+{
+    assert_eq!(
+        w.len(),
+        c.groups * c.outputs * c.inputs * c.kernel,
+        "the weight has the size of its geometry"
+    );
+    let units = c.inputs.div_ceil(F::PER_UNIT);
+    let mut jobs = Vec::new();
+    let mut total = 0;
+    for group in 0..c.groups {
+        for phase in &c.phases {
+            let row = F::PRODUCTS.len() * phase.taps.len() * width;
+            for block in 0..c.outputs.div_ceil(width) {
+                for first in (0..units).step_by(64) {
+                    jobs.push((total + row * first, group, phase, block, first));
+                }
+                total += row * units;
+            }
+        }
+    }
+    // Element (o, i, tap) of a group lies at o * of_output + i * of_input + tap.
+    let (of_output, of_input) =
+        if c.transposed { (c.kernel, c.outputs * c.kernel) } else { (c.inputs * c.kernel, c.kernel) };
+    let group_size = c.inputs * c.outputs * c.kernel;
+    let fill = |out: *mut F::Unit| {
+        let out = Shared::new(out);
+        let job = |&(start, group, phase, block, first): &(usize, usize, &Phase, usize, usize)| {
+            let w = &w[group * group_size..][..group_size];
+            let row = F::PRODUCTS.len() * phase.taps.len() * width;
+            // Lanes are turned round sixteen at a time, all taps of a unit together.
+            let mut turned = vec![T::zero(); F::PER_UNIT * c.kernel.next_multiple_of(BLOCK) * BLOCK];
+            let mut rows = [[T::zero(); BLOCK]; BLOCK];
+            for lane in (0..width).step_by(BLOCK) {
+                let output = block * width + lane;
+                let lanes = BLOCK.min(width - lane);
+                let valid = lanes.min(c.outputs.saturating_sub(output));
+                for u in first..(first + 64).min(units) {
+                    for (k, turned) in
+                        turned.chunks_exact_mut(c.kernel.next_multiple_of(BLOCK) * BLOCK).enumerate()
+                    {
+                        let i = u * F::PER_UNIT + k;
+                        for (tap, turned) in
+                            (0..c.kernel).step_by(BLOCK).zip(turned.chunks_exact_mut(BLOCK * BLOCK))
+                        {
+                            let taps = BLOCK.min(c.kernel - tap);
+                            for (o, row) in rows.iter_mut().enumerate() {
+                                if i >= c.inputs || o >= valid {
+                                    *row = [T::zero(); BLOCK];
+                                    continue;
+                                }
+                                // More than the taps where there is more: sixteen at once are faster than nine.
+                                let at = (output + o) * of_output + i * of_input + tap;
+                                match w.get(at..at + BLOCK) {
+                                    Some(w) => row.copy_from_slice(w),
+                                    None => row[..taps].copy_from_slice(&w[at..at + taps]),
+                                }
+                            }
+                            transpose(isa, &rows, turned, BLOCK, BLOCK);
+                        }
+                    }
+                    for (p, &(_, plane)) in F::PRODUCTS.iter().enumerate() {
+                        for (t, tap) in phase.taps.iter().enumerate() {
+                            let at = start + (u - first) * row + (p * phase.taps.len() + t) * width + lane;
+                            let one = &turned[tap.kernel * BLOCK..][..BLOCK];
+                            let two = &turned[(F::PER_UNIT - 1) * c.kernel.next_multiple_of(BLOCK) * BLOCK
+                                + tap.kernel * BLOCK..][..BLOCK];
+                            for o in 0..lanes {
+                                // SAFETY: jobs do not overlap and together are `total`; this is a row of this one.
+                                unsafe { out.get().add(at + o).write(F::unit(one[o], two[o], plane)) };
+                            }
+                        }
+                    }
+                }
+            }
+        };
+        if total > 1 << 14 {
+            jobs.par_iter().for_each(|j| on(isa, || job(j)));
+        } else {
+            jobs.iter().for_each(job);
+        }
+    };
+    // All of it is written: all blocks, units, products, taps and lanes.
+    let mut packed = Buffer::new(total);
+    fill(packed.as_mut_ptr());
+    packed
+}
