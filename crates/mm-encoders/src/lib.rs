@@ -2,6 +2,7 @@
 
 pub mod bert;
 pub mod conformer;
+pub mod efficientnet;
 pub mod mlp;
 pub mod resnet;
 pub mod sequence;
@@ -12,7 +13,8 @@ mod mask;
 pub use bert::{Bert, BertConfig};
 pub use config::EncoderConfig;
 pub use conformer::{Conformer, ConformerConfig, ConformerLayer};
+pub use efficientnet::{EfficientNet, EfficientNetConfig, EfficientNetVariant};
 pub use mask::Mask;
 pub use mlp::{Activation, Mlp, MlpConfig, Norm};
-pub use resnet::{Precision, ResNet, ResNetConfig};
+pub use resnet::{Precision, ResNet, ResNetConfig, ResNetInit};
 pub use sequence::{SequenceConfig, SequenceEncoder};

@@ -3,7 +3,7 @@
 use candle_core::{DType, Device, Tensor, Var};
 use mm_core::model::to_host;
 use mm_core::{Encoder, Gradients, Mode, Param, ParamStore, StepRng};
-use mm_encoders::{Precision, ResNet, ResNetConfig};
+use mm_encoders::{Precision, ResNet, ResNetConfig, ResNetInit};
 use mm_testkit::assert_close;
 use mm_testkit::gradients::probe;
 
@@ -74,20 +74,40 @@ fn parameters_and_buffers_have_torchvisions_names() {
 }
 
 #[test]
-fn weights_start_as_torchvision_starts_them() {
-    let (_, store) = build(18, 1, DType::F32);
-    for p in store.params() {
-        let values = to_host(p.var()).unwrap();
-        let mean = values.iter().sum::<f64>() / values.len() as f64;
-        let square = values.iter().map(|v| v * v).sum::<f64>() / values.len() as f64;
-        let dims = p.var().dims().to_vec();
-        if let [out, _, kh, kw] = dims[..] {
-            let wanted = 2.0 / (out * kh * kw) as f64;
-            assert!((square / wanted - 1.0).abs() < 0.1, "{}: variance {square}, not {wanted}", p.name());
-            assert!(mean.abs() < 0.05 * wanted.sqrt() + 0.002, "{}: mean {mean}", p.name());
+fn weights_start_as_init_says() {
+    for init in [ResNetInit::Torchvision, ResNetInit::Mlb, ResNetInit::Ogm] {
+        let mut store = ParamStore::new(3, DType::F32, &Device::Cpu);
+        let config = ResNetConfig { channels: 1, init, ..ResNetConfig::default() };
+        config.build(store.root()).unwrap();
+        let mut scales = Vec::new();
+        for p in store.params() {
+            let values = to_host(p.var()).unwrap();
+            let mean = values.iter().sum::<f64>() / values.len() as f64;
+            let square = values.iter().map(|v| v * v).sum::<f64>() / values.len() as f64;
+            if let [out, _, kh, kw] = p.var().dims()[..] {
+                let wanted = 2.0 / (out * kh * kw) as f64;
+                assert!((square / wanted - 1.0).abs() < 0.1, "{}: variance {square}, not {wanted}", p.name());
+                assert!(mean.abs() < 0.05 * wanted.sqrt() + 0.002, "{}: mean {mean}", p.name());
+            } else if p.name().ends_with("weight") {
+                scales.extend(values);
+            } else {
+                assert!(values.iter().all(|&v| v == 0.0), "{}", p.name());
+            }
+        }
+        // 4800 scales: their mean is known to 0.0003, their deviation to a hundredth of itself.
+        assert_eq!(scales.len(), 4800);
+        let mean = scales.iter().sum::<f64>() / 4800.0;
+        let deviation = (scales.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / 4800.0).sqrt();
+        if init == ResNetInit::Mlb {
+            assert!(
+                (mean - 1.0).abs() < 1e-3 && (deviation / 0.02 - 1.0).abs() < 0.05,
+                "{mean}, {deviation}"
+            );
+            // Normal: two thirds lie within one deviation.
+            let inside = scales.iter().filter(|&&v| (v - 1.0).abs() < 0.02).count() as f64 / 4800.0;
+            assert!((inside - 0.6827).abs() < 0.03, "{inside}");
         } else {
-            let wanted = if p.name().ends_with("weight") { 1.0 } else { 0.0 };
-            assert!(values.iter().all(|&v| v == wanted), "{}", p.name());
+            assert!(scales.iter().all(|&v| v == 1.0));
         }
     }
 }
@@ -186,6 +206,24 @@ fn frames_are_encoded_one_by_one_and_averaged() {
 }
 
 #[test]
+fn places_come_frame_by_frame_and_their_mean_is_the_feature() {
+    for (depth, dim) in [(18, 512), (50, 2048)] {
+        let (encoder, _) = build(depth, 2, DType::F64);
+        // 70 by 40 pixels leave 3 by 2 places.
+        let x = normal(&[2, 3, 2, 70, 40], DType::F64);
+        let places = encoder.places(&x, Mode::Eval).unwrap();
+        assert_eq!(places.dims(), [2, 3 * 3 * 2, dim]);
+        assert_close(&encoder.forward(&x, Mode::Eval).unwrap(), &places.mean(1).unwrap(), 1e-12);
+        let frame = |t: usize| x.narrow(1, t, 1).unwrap().squeeze(1).unwrap();
+        for t in 0..3 {
+            let alone = encoder.places(&frame(t), Mode::Eval).unwrap();
+            assert_eq!(alone.dims(), [2, 6, dim]);
+            assert_close(&alone, &places.narrow(1, 6 * t, 6).unwrap(), 1e-12);
+        }
+    }
+}
+
+#[test]
 fn settings_are_checked_and_kept_in_files() {
     let error = ResNetConfig { depth: 20, ..ResNetConfig::default() }.check().unwrap_err();
     assert_eq!((error.field.as_str(), error.rule.as_str()), ("depth", "must be 18, 34 or 50"));
@@ -200,11 +238,25 @@ fn settings_are_checked_and_kept_in_files() {
     for (name, precision) in
         [("f32", Precision::F32), ("bf16", Precision::Bf16), ("bf16x3", Precision::Bf16x3)]
     {
-        let config = ResNetConfig { depth: 34, channels: 2, precision };
+        let config = ResNetConfig { depth: 34, channels: 2, precision, ..ResNetConfig::default() };
         let text = toml::to_string(&config).unwrap();
         assert!(text.contains(&format!("precision = \"{name}\"")), "{text}");
         assert_eq!(toml::from_str::<ResNetConfig>(&text).unwrap(), config);
     }
+    for (name, init) in
+        [("torchvision", ResNetInit::Torchvision), ("mlb", ResNetInit::Mlb), ("ogm", ResNetInit::Ogm)]
+    {
+        let config =
+            ResNetConfig { depth: 50, init, downsample_in_bottleneck: true, ..ResNetConfig::default() };
+        config.check().unwrap();
+        let text = toml::to_string(&config).unwrap();
+        assert!(text.contains(&format!("init = \"{name}\"")), "{text}");
+        assert_eq!(toml::from_str::<ResNetConfig>(&text).unwrap(), config);
+    }
+    let error =
+        ResNetConfig { downsample_in_bottleneck: true, ..ResNetConfig::default() }.check().unwrap_err();
+    assert_eq!((error.field.as_str(), error.value.as_str()), ("downsample_in_bottleneck", "true"));
+    assert!(error.rule.contains("must be false at depth 18"), "{error}");
     assert!(toml::from_str::<ResNetConfig>("width = 3").unwrap_err().to_string().contains("unknown field"));
 }
 
