@@ -3,6 +3,7 @@
 pub mod conformer;
 pub mod mlp;
 pub mod resnet;
+pub mod wav2vec2;
 
 mod config;
 
@@ -10,3 +11,4 @@ pub use config::EncoderConfig;
 pub use conformer::{Conformer, ConformerConfig, ConformerLayer};
 pub use mlp::{Activation, Mlp, MlpConfig, Norm};
 pub use resnet::{Precision, ResNet, ResNetConfig};
+pub use wav2vec2::{Wav2Vec2, Wav2Vec2Config};

@@ -9,3 +9,6 @@ mod draws;
 mod mlp;
 mod resnet;
 mod resnet18_golden;
+mod wav2vec2;
+mod wav2vec2_config;
+mod wav2vec2_golden;
