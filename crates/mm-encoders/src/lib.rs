@@ -6,6 +6,7 @@ pub mod efficientnet;
 pub mod mlp;
 pub mod resnet;
 pub mod sequence;
+pub mod wav2vec2;
 
 mod config;
 mod mask;
@@ -18,3 +19,4 @@ pub use mask::Mask;
 pub use mlp::{Activation, Mlp, MlpConfig, Norm};
 pub use resnet::{Precision, ResNet, ResNetConfig, ResNetInit};
 pub use sequence::{SequenceConfig, SequenceEncoder};
+pub use wav2vec2::{Wav2Vec2, Wav2Vec2Config};

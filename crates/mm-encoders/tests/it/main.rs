@@ -16,3 +16,6 @@ mod resnet18_golden;
 mod resnet_names;
 mod sequence;
 mod sequence_golden;
+mod wav2vec2;
+mod wav2vec2_config;
+mod wav2vec2_golden;

@@ -1,4 +1,4 @@
-//! Values and gradients against PyTorch, in f64 and f32. The recipe: tests/golden/generate/kernels.py.
+//! Values and gradients against PyTorch, in f64 and f32. The recipe: tests/golden/generate/operations.py.
 
 use crate::{assert_close, values};
 use candle_core::{DType, Device, Result, Tensor, Var};

@@ -4,7 +4,7 @@
 # ///
 """Writes tests/golden/kernels.safetensors: PyTorch's numbers for the operations of mm-kernels, in float64.
 
-    python tests/golden/generate/kernels.py
+    python tests/golden/generate/operations.py
 
 Values and gradients of `sum(y * r)` with a random `r`, named `<case>.<tensor>`; a gradient is `<case>.d<input>`.
 crates/mm-kernels/tests/it/golden.rs reads the file and repeats the settings written here.
