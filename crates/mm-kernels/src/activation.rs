@@ -1,10 +1,14 @@
 //! Element-wise activations, each one pass forward and one pass backward.
 //!
 //! candle's own `relu` passes a gradient at zero, and the backward passes of its two GELUs use constants of
-//! six digits; these do neither. All functions but `glu` keep the shape; on CPU they take `f32` and `f64`.
+//! six digits; these do neither. All functions but `glu` keep the shape; on CPU they take `f32` and `f64`, the former with
+//! exponentials over whole registers whose errors are those of the last digit.
+#![allow(unsafe_code)] // formulas over vectors of a detected instruction set
 
-use crate::host::{Real, View, by_dtype, slice};
+use crate::host::{View, by_dtype, slice};
 use crate::parallel::pieces;
+use crate::simd::Isa;
+use crate::vmath::{Map, Math, each, map};
 use candle_core::backend::BackendStorage;
 use candle_core::shape::Dim;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, WithDType, bail};
@@ -74,8 +78,12 @@ pub fn glu<D: Dim>(x: &Tensor, dim: D) -> Result<Tensor> {
 /// One activation: its value, and its gradient `pull` from the argument, the result and the incoming gradient.
 trait Activation: Send + Sync + 'static {
     const NAME: &'static str;
-    fn value<T: Real>(x: T) -> T;
-    fn pull<T: Real>(x: T, y: T, grad: T) -> T;
+    /// # Safety
+    /// The instruction set of V is there.
+    unsafe fn value<T, V: Math<T>>(x: V) -> V;
+    /// # Safety
+    /// The instruction set of V is there.
+    unsafe fn pull<T, V: Math<T>>(x: V, y: V, grad: V) -> V;
     /// The same function in candle's own operations: every device but the CPU, and the reference of the tests.
     fn composed(x: &Tensor) -> Result<Tensor>;
 }
@@ -89,6 +97,22 @@ fn apply<A: Activation>(x: &Tensor) -> Result<Tensor> {
 
 struct Elementwise<A>(PhantomData<A>);
 
+impl<T, A: Activation> Map<T, 1> for Elementwise<A> {
+    #[inline(always)]
+    unsafe fn call<V: Math<T>>(&self, [x]: [V; 1]) -> V {
+        // SAFETY: passed on.
+        unsafe { A::value(x) }
+    }
+}
+
+impl<T, A: Activation> Map<T, 3> for Elementwise<A> {
+    #[inline(always)]
+    unsafe fn call<V: Math<T>>(&self, [x, y, grad]: [V; 3]) -> V {
+        // SAFETY: passed on.
+        unsafe { A::pull(x, y, grad) }
+    }
+}
+
 impl<A: Activation> CustomOp1 for Elementwise<A> {
     fn name(&self) -> &'static str {
         A::NAME
@@ -96,7 +120,7 @@ impl<A: Activation> CustomOp1 for Elementwise<A> {
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         by_dtype!(A::NAME, x.dtype(), T => {
-            let y = slice::<T>(A::NAME, x, layout)?.iter().map(|&x| A::value(x)).collect();
+            let y = map(Isa::detect(), [slice::<T>(A::NAME, x, layout)?], self);
             Ok((T::to_cpu_storage_owned(y), layout.shape().clone()))
         })
     }
@@ -105,23 +129,39 @@ impl<A: Activation> CustomOp1 for Elementwise<A> {
         let grad = grad.contiguous()?;
         by_dtype!(A::NAME, grad.dtype(), T => {
             let (xv, yv, gv) = (View::new(x), View::new(y), View::new(&grad));
-            let (xs, ys, gs) = (xv.slice::<T>(A::NAME)?, yv.slice::<T>(A::NAME)?, gv.slice::<T>(A::NAME)?);
-            let dx: Vec<T> = xs.iter().zip(ys).zip(gs).map(|((&x, &y), &g)| A::pull(x, y, g)).collect();
-            Ok(Some(Tensor::from_vec(dx, x.shape(), x.device())?))
+            let all = [xv.slice::<T>(A::NAME)?, yv.slice::<T>(A::NAME)?, gv.slice::<T>(A::NAME)?];
+            Ok(Some(Tensor::from_vec(map(Isa::detect(), all, self), x.shape(), x.device())?))
         })
     }
 }
 
+/// The gate y / x of an activation y = x gate(x) with gate(0) = 1/2: a division instead of another erf, tanh or exp.
+///
+/// Near zero y may be denormal and the quotient coarse; the gate is 1/2 there to more digits than a float has.
+#[inline(always)]
+unsafe fn gate<T, V: Math<T>>(x: V, y: V) -> V {
+    // SAFETY: passed on.
+    unsafe { y.div(x).unless_at_most(V::of(0.5), x.abs(), V::of(1e-30)) }
+}
+
+#[inline(always)]
+unsafe fn logistic<T, V: Math<T>>(x: V) -> V {
+    // SAFETY: passed on.
+    unsafe { V::of(1.0).div(V::of(1.0).add(V::zero().sub(x).exp())) }
+}
+
+// SAFETY of all functions of vectors below: the caller's promise about the instruction set is passed on.
+
 struct Relu;
 impl Activation for Relu {
     const NAME: &'static str = "relu";
-    #[inline]
-    fn value<T: Real>(x: T) -> T {
-        if x < T::zero() { T::zero() } else { x }
+    #[inline(always)]
+    unsafe fn value<T, V: Math<T>>(x: V) -> V {
+        unsafe { x.relu() }
     }
-    #[inline]
-    fn pull<T: Real>(_x: T, y: T, grad: T) -> T {
-        if y <= T::zero() { T::zero() } else { grad }
+    #[inline(always)]
+    unsafe fn pull<T, V: Math<T>>(_x: V, y: V, grad: V) -> V {
+        unsafe { grad.unless_at_most(V::zero(), y, V::zero()) }
     }
     fn composed(x: &Tensor) -> Result<Tensor> {
         // Not `relu`, whose backward pass lets the gradient through where x is 0.
@@ -132,29 +172,21 @@ impl Activation for Relu {
 struct Gelu;
 impl Activation for Gelu {
     const NAME: &'static str = "gelu";
-    #[inline]
-    fn value<T: Real>(x: T) -> T {
-        let half = T::from_f64(0.5);
-        x * (half + half * (x * T::from_f64(FRAC_1_SQRT_2)).erf())
+    #[inline(always)]
+    unsafe fn value<T, V: Math<T>>(x: V) -> V {
+        unsafe { x.mul(x.normal_cdf()) }
     }
-    #[inline]
-    fn pull<T: Real>(x: T, y: T, grad: T) -> T {
-        let density = (T::from_f64(-0.5) * x * x).exp() * T::from_f64(1.0 / (2.0 * PI).sqrt());
-        grad * (gate(x, y) + x * density)
+    #[inline(always)]
+    unsafe fn pull<T, V: Math<T>>(x: V, y: V, grad: V) -> V {
+        unsafe {
+            let density = V::of(-0.5).mul(x).mul(x).exp().mul(V::of(1.0 / (2.0 * PI).sqrt()));
+            grad.mul(x.mul_add(density, gate(x, y)))
+        }
     }
     fn composed(x: &Tensor) -> Result<Tensor> {
         // Not `gelu_erf`, whose backward pass has a constant of six digits.
         x * (x * FRAC_1_SQRT_2)?.erf()?.affine(0.5, 0.5)?
     }
-}
-
-/// The gate y / x of an activation y = x gate(x) with gate(0) = 1/2: a division instead of another erf, tanh or exp.
-///
-/// Near zero y may be denormal and the quotient coarse; the gate is 1/2 there to more digits than a float has.
-#[inline]
-fn gate<T: Real>(x: T, y: T) -> T {
-    let tiny = T::from_f64(1e-30);
-    if x < tiny && x > -tiny { T::from_f64(0.5) } else { y / x }
 }
 
 /// The cubic coefficient of the tanh form.
@@ -163,17 +195,21 @@ const CUBIC: f64 = 0.044_715;
 struct GeluTanh;
 impl Activation for GeluTanh {
     const NAME: &'static str = "gelu_tanh";
-    #[inline]
-    fn value<T: Real>(x: T) -> T {
-        let half = T::from_f64(0.5);
-        half * x * (T::one() + gelu_inner(x).tanh())
+    #[inline(always)]
+    unsafe fn value<T, V: Math<T>>(x: V) -> V {
+        unsafe {
+            let inner = V::of(CUBIC).mul(x).mul(x).mul_add(x, x).mul(V::of((2.0 / PI).sqrt()));
+            V::of(0.5).mul(x).mul(V::of(1.0).add(inner.tanh()))
+        }
     }
-    #[inline]
-    fn pull<T: Real>(x: T, y: T, grad: T) -> T {
+    #[inline(always)]
+    unsafe fn pull<T, V: Math<T>>(x: V, y: V, grad: V) -> V {
         // With s = (1 + tanh u) / 2 = y / x: the derivative of s in u is 2 s (1 - s).
-        let s = gate(x, y);
-        let slope = T::from_f64((2.0 / PI).sqrt()) * (T::one() + T::from_f64(3.0 * CUBIC) * x * x);
-        grad * (s + T::from_f64(2.0) * x * s * (T::one() - s) * slope)
+        unsafe {
+            let (one, s) = (V::of(1.0), gate(x, y));
+            let slope = V::of((2.0 / PI).sqrt()).mul(V::of(3.0 * CUBIC).mul(x).mul_add(x, one));
+            grad.mul(V::of(2.0).mul(x).mul(s).mul(one.sub(s)).mul_add(slope, s))
+        }
     }
     fn composed(x: &Tensor) -> Result<Tensor> {
         // Not `gelu`, whose backward pass has constants of six digits.
@@ -182,22 +218,19 @@ impl Activation for GeluTanh {
     }
 }
 
-#[inline]
-fn gelu_inner<T: Real>(x: T) -> T {
-    T::from_f64((2.0 / PI).sqrt()) * (x + T::from_f64(CUBIC) * x * x * x)
-}
-
 struct Silu;
 impl Activation for Silu {
     const NAME: &'static str = "silu";
-    #[inline]
-    fn value<T: Real>(x: T) -> T {
-        x * logistic(x)
+    #[inline(always)]
+    unsafe fn value<T, V: Math<T>>(x: V) -> V {
+        unsafe { x.mul(logistic(x)) }
     }
-    #[inline]
-    fn pull<T: Real>(x: T, y: T, grad: T) -> T {
-        let s = gate(x, y);
-        grad * (s + y * (T::one() - s))
+    #[inline(always)]
+    unsafe fn pull<T, V: Math<T>>(x: V, y: V, grad: V) -> V {
+        unsafe {
+            let s = gate(x, y);
+            grad.mul(y.mul_add(V::of(1.0).sub(s), s))
+        }
     }
     fn composed(x: &Tensor) -> Result<Tensor> {
         x.silu()
@@ -207,37 +240,60 @@ impl Activation for Silu {
 struct Sigmoid;
 impl Activation for Sigmoid {
     const NAME: &'static str = "sigmoid";
-    #[inline]
-    fn value<T: Real>(x: T) -> T {
-        logistic(x)
+    #[inline(always)]
+    unsafe fn value<T, V: Math<T>>(x: V) -> V {
+        unsafe { logistic(x) }
     }
-    #[inline]
-    fn pull<T: Real>(_x: T, y: T, grad: T) -> T {
-        grad * y * (T::one() - y)
+    #[inline(always)]
+    unsafe fn pull<T, V: Math<T>>(_x: V, y: V, grad: V) -> V {
+        unsafe { grad.mul(y).mul(V::of(1.0).sub(y)) }
     }
     fn composed(x: &Tensor) -> Result<Tensor> {
         x.neg()?.exp()?.affine(1.0, 1.0)?.recip()
     }
 }
 
-#[inline]
-fn logistic<T: Real>(x: T) -> T {
-    T::one() / (T::one() + (-x).exp())
-}
-
 struct Tanh;
 impl Activation for Tanh {
     const NAME: &'static str = "tanh";
-    #[inline]
-    fn value<T: Real>(x: T) -> T {
-        x.tanh()
+    #[inline(always)]
+    unsafe fn value<T, V: Math<T>>(x: V) -> V {
+        unsafe { x.tanh() }
     }
-    #[inline]
-    fn pull<T: Real>(_x: T, y: T, grad: T) -> T {
-        grad * (T::one() - y * y)
+    #[inline(always)]
+    unsafe fn pull<T, V: Math<T>>(_x: V, y: V, grad: V) -> V {
+        unsafe { grad.mul(V::of(1.0).sub(y.mul(y))) }
     }
     fn composed(x: &Tensor) -> Result<Tensor> {
         x.tanh()
+    }
+}
+
+/// a sigmoid(b) of each half.
+struct Gated;
+impl<T> Map<T, 2> for Gated {
+    #[inline(always)]
+    unsafe fn call<V: Math<T>>(&self, [a, b]: [V; 2]) -> V {
+        unsafe { a.mul(logistic(b)) }
+    }
+}
+/// The gradient of a, from b and the incoming gradient.
+struct GatedA;
+impl<T> Map<T, 2> for GatedA {
+    #[inline(always)]
+    unsafe fn call<V: Math<T>>(&self, [b, grad]: [V; 2]) -> V {
+        unsafe { grad.mul(logistic(b)) }
+    }
+}
+/// The gradient of b, from a, b and the incoming gradient.
+struct GatedB;
+impl<T> Map<T, 3> for GatedB {
+    #[inline(always)]
+    unsafe fn call<V: Math<T>>(&self, [a, b, grad]: [V; 3]) -> V {
+        unsafe {
+            let s = logistic(b);
+            grad.mul(a).mul(s).mul(V::of(1.0).sub(s))
+        }
     }
 }
 
@@ -263,13 +319,11 @@ impl CustomOp1 for Glu {
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         by_dtype!(self.name(), x.dtype(), T => {
             let x = slice::<T>(self.name(), x, layout)?;
-            let (shape, run) = self.halves(layout.dims());
-            let mut y = vec![T::from_f64(0.0); x.len() / 2];
+            let (isa, (shape, run)) = (Isa::detect(), self.halves(layout.dims()));
+            let mut y = vec![T::default(); x.len() / 2];
             pieces(&mut y, run, x.len(), |i, y| {
                 let (a, b) = x[2 * i * run..][..2 * run].split_at(run);
-                for ((y, &a), &b) in y.iter_mut().zip(a).zip(b) {
-                    *y = a * logistic(b);
-                }
+                each(isa, [a, b], y, &Gated);
             });
             Ok((T::to_cpu_storage_owned(y), shape))
         })
@@ -280,17 +334,14 @@ impl CustomOp1 for Glu {
         by_dtype!(self.name(), grad.dtype(), T => {
             let (xv, gv) = (View::new(x), View::new(&grad));
             let (xs, gs) = (xv.slice::<T>(self.name())?, gv.slice::<T>(self.name())?);
-            let (_, run) = self.halves(x.dims());
-            let mut dx = vec![T::from_f64(0.0); xs.len()];
+            let (isa, (_, run)) = (Isa::detect(), self.halves(x.dims()));
+            let mut dx = vec![T::default(); xs.len()];
             pieces(&mut dx, 2 * run, xs.len(), |i, dx| {
                 let (a, b) = xs[2 * i * run..][..2 * run].split_at(run);
                 let (da, db) = dx.split_at_mut(run);
-                let halves = da.iter_mut().zip(db).zip(a.iter().zip(b));
-                for (((da, db), (&a, &b)), &g) in halves.zip(&gs[i * run..][..run]) {
-                    let s = logistic(b);
-                    *da = g * s;
-                    *db = g * a * s * (T::from_f64(1.0) - s);
-                }
+                let g = &gs[i * run..][..run];
+                each(isa, [b, g], da, &GatedA);
+                each(isa, [a, b, g], db, &GatedB);
             });
             Ok(Some(Tensor::from_vec(dx, x.shape(), x.device())?))
         })

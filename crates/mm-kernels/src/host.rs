@@ -10,13 +10,11 @@ pub(crate) trait Real: WithDType + Neg<Output = Self> + Sum<Self> + crate::rowwi
     fn exp(self) -> Self;
     fn ln(self) -> Self;
     fn sqrt(self) -> Self;
-    fn tanh(self) -> Self;
-    fn erf(self) -> Self;
     fn is_nan(self) -> bool;
 }
 
 macro_rules! real {
-    ($t:ty, $erf:path) => {
+    ($t:ty) => {
         impl Real for $t {
             fn exp(self) -> Self {
                 self.exp()
@@ -27,20 +25,14 @@ macro_rules! real {
             fn sqrt(self) -> Self {
                 self.sqrt()
             }
-            fn tanh(self) -> Self {
-                self.tanh()
-            }
-            fn erf(self) -> Self {
-                $erf(self)
-            }
             fn is_nan(self) -> bool {
                 self.is_nan()
             }
         }
     };
 }
-real!(f32, candle_core::cpu::erf::erf_f32);
-real!(f64, candle_core::cpu::erf::erf_f64);
+real!(f32);
+real!(f64);
 
 /// Runs the body with `$t` bound to the Rust type of `$dtype`; any other type is an error that names the operation.
 macro_rules! by_dtype {

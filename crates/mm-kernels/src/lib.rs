@@ -30,6 +30,7 @@ mod simd;
 pub mod softmax;
 #[cfg(test)]
 mod testing;
+mod vmath;
 
 pub use activation::{gelu, gelu_tanh, glu, relu, sigmoid, silu, tanh};
 pub use attention::{RelativePositions, attention, attention_relative};

@@ -61,7 +61,7 @@ pub(crate) trait Element: Sized {
 
 /// One number.
 #[derive(Clone, Copy)]
-struct One<T>(T);
+pub(crate) struct One<T>(pub(crate) T);
 
 macro_rules! element {
     ($t:ty, $avx512:ident, $avx2:ident, $neon:ident) => {
@@ -180,7 +180,7 @@ where
 }
 
 #[cfg(target_arch = "x86_64")]
-mod x86 {
+pub(crate) mod x86 {
     use super::Floats;
     use std::arch::x86_64::*;
 
@@ -189,7 +189,7 @@ mod x86 {
          $max:ident, $splat:ident, |$value:ident, $a:ident, $b:ident| $gt:expr, $eq:expr,
          |$x:ident, $y:ident, $p:ident, $q:ident| $blend:expr) => {
             #[derive(Clone, Copy)]
-            pub(super) struct $name($reg);
+            pub(crate) struct $name(pub(crate) $reg);
 
             impl Floats<$t> for $name {
                 const LANES: usize = $n;
@@ -316,7 +316,7 @@ mod x86 {
 }
 
 #[cfg(target_arch = "aarch64")]
-mod arm {
+pub(crate) mod arm {
     use super::Floats;
     use std::arch::aarch64::*;
 
@@ -324,7 +324,7 @@ mod arm {
         ($name:ident, $reg:ty, $t:ty, $n:expr, $dup:ident, $load:ident, $store:ident, $add:ident, $sub:ident, $fma:ident,
          $max:ident, $gt:ident, $eq:ident, $le:ident, $select:ident) => {
             #[derive(Clone, Copy)]
-            pub(super) struct $name($reg);
+            pub(crate) struct $name(pub(crate) $reg);
 
             impl Floats<$t> for $name {
                 const LANES: usize = $n;
