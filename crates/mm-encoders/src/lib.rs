@@ -3,6 +3,7 @@
 pub mod conformer;
 pub mod mlp;
 pub mod resnet;
+pub mod weights;
 
 mod config;
 

@@ -6,6 +6,11 @@ mod config;
 mod conformer;
 mod conformer_golden;
 mod draws;
+#[cfg(feature = "hub")]
+mod hub;
 mod mlp;
 mod resnet;
 mod resnet18_golden;
+mod weights;
+mod weights_export;
+mod weights_hostile;
