@@ -7,6 +7,7 @@ pub mod mlp;
 pub mod resnet;
 pub mod sequence;
 pub mod wav2vec2;
+pub mod weights;
 
 mod config;
 mod mask;

@@ -10,6 +10,8 @@ mod conformer_golden;
 mod draws;
 mod efficientnet;
 mod efficientnet_golden;
+#[cfg(feature = "hub")]
+mod hub;
 mod mlp;
 mod resnet;
 mod resnet18_golden;
@@ -19,3 +21,6 @@ mod sequence_golden;
 mod wav2vec2;
 mod wav2vec2_config;
 mod wav2vec2_golden;
+mod weights;
+mod weights_export;
+mod weights_hostile;
