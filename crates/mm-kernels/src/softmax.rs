@@ -1,6 +1,10 @@
 //! Softmax and its logarithm over the last dimension.
+#![allow(unsafe_code)] // a formula over vectors of a detected instruction set
 
 use crate::host::{Real, View, by_dtype, largest, slice, sum_of, sum_pairs};
+use crate::parallel::pieces;
+use crate::simd::Isa;
+use crate::vmath::{Map, Mapped, Math, each};
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp1, D, Layout, Result, Shape, Tensor, WithDType, bail};
 
@@ -45,7 +49,8 @@ impl CustomOp1 for Softmax {
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         by_dtype!(self.name(), x.dtype(), T => {
             let x = slice::<T>(self.name(), x, layout)?;
-            Ok((T::to_cpu_storage_owned(by_row(x, layout, softmax_row)), layout.shape().clone()))
+            let isa = Isa::detect();
+            Ok((T::to_cpu_storage_owned(by_row(x, layout, |x, y| softmax_row(isa, x, y))), layout.shape().clone()))
         })
     }
 
@@ -53,7 +58,9 @@ impl CustomOp1 for Softmax {
         // dx = y (g - sum g y)
         by_dtype!(self.name(), y.dtype(), T => pull::<T>(self.name(), y, grad, |y, g, dx| {
             let dot = sum_pairs(y, g, |y, g| y * g);
-            dx.extend(y.iter().zip(g).map(|(&y, &g)| y * (g - dot)));
+            for (dx, (&y, &g)) in dx.iter_mut().zip(y.iter().zip(g)) {
+                *dx = y * (g - dot);
+            }
         }))
     }
 }
@@ -68,11 +75,13 @@ impl CustomOp1 for LogSoftmax {
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         by_dtype!(self.name(), x.dtype(), T => {
             let x = slice::<T>(self.name(), x, layout)?;
-            let y = by_row(x, layout, |x: &[T], y: &mut Vec<T>| {
+            let y = by_row(x, layout, |x: &[T], y: &mut [T]| {
                 let max = largest(x);
                 // Not x - (max + log sum), which rounds to the size of the maximum.
                 let log_sum = Real::ln(sum_of(x, |x| Real::exp(x - max)));
-                y.extend(x.iter().map(|&x| (x - max) - log_sum));
+                for (y, &x) in y.iter_mut().zip(x) {
+                    *y = (x - max) - log_sum;
+                }
             });
             Ok((T::to_cpu_storage_owned(y), layout.shape().clone()))
         })
@@ -82,43 +91,65 @@ impl CustomOp1 for LogSoftmax {
         // dx = g - exp(y) sum g
         by_dtype!(self.name(), y.dtype(), T => pull::<T>(self.name(), y, grad, |y, g, dx| {
             let total = sum_of(g, |g| g);
-            dx.extend(y.iter().zip(g).map(|(&y, &g)| g - Real::exp(y) * total));
+            for (dx, (&y, &g)) in dx.iter_mut().zip(y.iter().zip(g)) {
+                *dx = g - Real::exp(y) * total;
+            }
         }))
     }
 }
 
-fn softmax_row<T: Real>(x: &[T], y: &mut Vec<T>) {
-    let max = largest(x);
-    let start = y.len();
-    y.extend(x.iter().map(|&x| (x - max).exp()));
-    let row = &mut y[start..];
-    let scale = T::one() / sum_of(row, |y| y);
-    for y in row {
+/// e^(x - largest).
+struct Shifted(f64);
+
+impl<T> Map<T, 1> for Shifted {
+    #[inline(always)]
+    unsafe fn call<V: Math<T>>(&self, [x]: [V; 1]) -> V {
+        // SAFETY: passed on.
+        unsafe { x.sub(V::of(self.0)).exp() }
+    }
+}
+
+fn softmax_row<T: Real + Mapped>(isa: Isa, x: &[T], y: &mut [T]) {
+    each(isa, [x], y, &Shifted(largest(x).to_f64()));
+    let scale = T::one() / sum_of(y, |y| y);
+    for y in y {
         *y *= scale;
     }
 }
 
-fn by_row<T: Real>(x: &[T], layout: &Layout, row: impl Fn(&[T], &mut Vec<T>)) -> Vec<T> {
+/// Numbers of whole rows that one task works on.
+fn piece(width: usize) -> usize {
+    (1usize << 12).div_ceil(width) * width
+}
+
+fn by_row<T: Real + Default>(x: &[T], layout: &Layout, row: impl Fn(&[T], &mut [T]) + Sync) -> Vec<T> {
     let width = layout.dims().last().copied().unwrap_or(1).max(1);
-    let mut y = Vec::with_capacity(x.len());
-    x.chunks_exact(width).for_each(|x| row(x, &mut y));
+    let (size, mut y) = (piece(width), vec![T::default(); x.len()]);
+    pieces(&mut y, size, x.len(), |k, y| {
+        for (x, y) in x[k * size..].chunks_exact(width).zip(y.chunks_exact_mut(width)) {
+            row(x, y);
+        }
+    });
     y
 }
 
-fn pull<T: Real>(
+fn pull<T: Real + Default>(
     name: &'static str,
     y: &Tensor,
     grad: &Tensor,
-    row: impl Fn(&[T], &[T], &mut Vec<T>),
+    row: impl Fn(&[T], &[T], &mut [T]) + Sync,
 ) -> Result<Option<Tensor>> {
     let grad = grad.contiguous()?;
     let (yv, gv) = (View::new(y), View::new(&grad));
     let (ys, gs) = (yv.slice::<T>(name)?, gv.slice::<T>(name)?);
     let width = y.dim(D::Minus1)?.max(1);
-    let mut dx = Vec::with_capacity(ys.len());
-    for (y, g) in ys.chunks_exact(width).zip(gs.chunks_exact(width)) {
-        row(y, g, &mut dx);
-    }
+    let (size, mut dx) = (piece(width), vec![T::default(); ys.len()]);
+    pieces(&mut dx, size, ys.len(), |k, dx| {
+        let rows = ys[k * size..].chunks_exact(width).zip(gs[k * size..].chunks_exact(width));
+        for ((y, g), dx) in rows.zip(dx.chunks_exact_mut(width)) {
+            row(y, g, dx);
+        }
+    });
     Ok(Some(Tensor::from_vec(dx, y.shape(), y.device())?))
 }
 
