@@ -38,7 +38,7 @@ impl Pack<'_> {
     }
 
     /// Packs the whole blocks of a strip with the processor's own instructions, if it has them for this format.
-    #[allow(clippy::too_many_arguments, unused_variables)] // one call; not all processors use all
+    #[allow(clippy::too_many_arguments, clippy::unused_self, unused_variables)] // one call; not all processors use all
     #[inline(always)]
     fn raw<T: Real, F: Format<T>, S: Source<T>>(
         &self,

@@ -8,8 +8,10 @@ use super::tile::Width;
 use crate::host::Real;
 use crate::scratch::Shared;
 #[cfg(target_arch = "x86_64")]
+use crate::simd::BLOCK;
+#[cfg(target_arch = "x86_64")]
 use crate::simd::x86;
-use crate::simd::{BLOCK, Isa, on};
+use crate::simd::{Isa, on};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -217,6 +219,7 @@ pub(super) fn pack_x<T: Real, F: Format<T>, X: Source<T>>(
 }
 
 /// Pairs of pixels that lie at even distances; see [`x86::Pairs`].
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // only there is packing written for the processor
 pub(super) struct PairRun {
     channel: usize,
     part: usize,

@@ -20,6 +20,7 @@ pub(crate) trait Source<T>: Sync {
         None
     }
     /// The numbers as `f32`, and the scale and shift of a [`Normalised`] source, if that is what they are.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // only there is packing written for the processor
     fn raw(&self) -> Option<Raw<'_>> {
         None
     }
@@ -34,6 +35,7 @@ pub(crate) struct Stored<'a, T>(pub(crate) &'a [T]);
 
 /// A source of `f32`, for the packing that is written for a processor.
 #[derive(Clone, Copy)]
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // only there is packing written for the processor
 pub(crate) struct Raw<'a> {
     pub(crate) x: &'a [f32],
     pub(crate) affine: Option<(&'a [f32], &'a [f32])>,
