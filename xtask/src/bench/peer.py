@@ -1,12 +1,16 @@
-# PyTorch's side of `cargo xtask bench peer`: one training step at a time, when it is told to. Needs torch only.
-# The lines that it reads and writes are described in side.rs; the models are those of
-# crates/mm-train/examples/peer_step.rs, written as PyTorch's users would.
+# PyTorch's side of `cargo xtask bench peer`: one step at a time, when it is told to. Needs torch, and for the rows of
+# their models transformers or torchvision. The lines that it reads and writes are described in side.rs; the models are
+# those of crates/mm-train/examples/peer_step.rs, written as PyTorch's users would.
+import sys
+
+# Not the folder that this was started in: libraries import whatever there has the name of a module they look for.
+sys.path = [folder for folder in sys.path if folder]
+
 import argparse
 import json
 import math
 import os
 import signal
-import sys
 import time
 
 import torch
@@ -70,7 +74,10 @@ class FeedForward(nn.Sequential):
 
 
 class RelativeAttention(nn.Module):
-    """Self-attention with relative positions, as in Transformer-XL; its weights are not dropped, as in ours."""
+    """Self-attention with relative positions, as in Transformer-XL; its weights are not dropped, as in ours.
+
+    Not by scaled_dot_product_attention: for a mask that has a gradient it takes these same steps, some 5 % slower.
+    """
 
     def __init__(self, d, heads, drop):
         super().__init__()
@@ -143,17 +150,63 @@ class ConformerLayer(nn.Module):
         return self.norm(x)
 
 
+class Conformer(nn.Sequential):
+    def __init__(self, inputs, layers, d, heads, drop=0.1):
+        stack = [ConformerLayer(d, heads, drop=drop) for _ in range(layers)]
+        super().__init__(nn.Linear(inputs, d), nn.Dropout(drop), *stack)
+
+
+class Wav2Vec2(nn.Module):
+    """Waveforms to frames, by the library transformers; nothing is dropped or masked."""
+
+    def __init__(self, small):
+        super().__init__()
+        from transformers import Wav2Vec2Config, Wav2Vec2Model
+
+        sizes = {}
+        if small:
+            sizes = dict(
+                conv_dim=[16] * 7, hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+                intermediate_size=64, num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=4,
+            )
+        self.model = Wav2Vec2Model(Wav2Vec2Config(
+            hidden_dropout=0.0, activation_dropout=0.0, attention_dropout=0.0, feat_proj_dropout=0.0, layerdrop=0.0,
+            apply_spec_augment=False, mask_time_prob=0.0, attn_implementation="sdpa", **sizes,
+        ))
+        self.model.freeze_feature_encoder()
+
+    def forward(self, x):
+        return self.model(x).last_hidden_state
+
+
+class EfficientNetB2(nn.Module):
+    """Images to 1408 features, by torchvision."""
+
+    def __init__(self):
+        super().__init__()
+        from torchvision.models import efficientnet_b2
+
+        network = efficientnet_b2()
+        self.features, self.pool = network.features, network.avgpool
+
+    def forward(self, x):
+        return self.pool(self.features(x)).flatten(1)
+
+
 class Single(nn.Module):
     """One encoder and a linear layer."""
 
-    def __init__(self, encoder, pooled):
+    def __init__(self, encoder, pooled, width=512):
         super().__init__()
         self.encoder, self.pooled = encoder, pooled
-        self.head = nn.Linear(512, CLASSES)
+        self.head = nn.Linear(width, CLASSES)
+
+    def features(self, inputs):
+        h = self.encoder(inputs[0])
+        return h if self.pooled else h.mean(1)
 
     def loss(self, inputs, labels):
-        h = self.encoder(inputs[0])
-        return F.cross_entropy(self.head(h if self.pooled else h.mean(1)), labels)
+        return F.cross_entropy(self.head(self.features(inputs)), labels)
 
     def modulate(self):
         pass
@@ -206,11 +259,21 @@ def build(name, batch, small):
         model, inputs = Balanced(), [audio(), video()]
     elif name == "conformer-layer":
         model, inputs = Single(ConformerLayer(), False), [torch.randn(batch, 8 if small else 200, 512)]
+    elif name == "conformer":
+        layers, d, heads = (2, 32, 4) if small else (5, 512, 8)
+        model = Single(Conformer(d, layers, d, heads), False, d)
+        inputs = [torch.randn(batch, 8 if small else 200, d)]
+    elif name == "wav2vec2-base":
+        model = Single(Wav2Vec2(small), False, 32 if small else 768)
+        inputs = [torch.randn(batch, 1600 if small else 64000)]
+    elif name == "efficientnet-b2":
+        model = Single(EfficientNetB2(), True, 1408)
+        inputs = [images(3, *((32, 32) if small else (260, 260)))]
     else:
         sys.exit(f"there is no row {name}")
-    if name.startswith("resnet18"):
+    if name.startswith(("resnet18", "efficientnet")):
         model = model.to(memory_format=torch.channels_last)
-    return model.train(), inputs
+    return model, inputs
 
 
 def memory(what):
@@ -237,11 +300,17 @@ def main():
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     torch.manual_seed(0)
     name, precision = args.row.rsplit("-", 1)
-    model, inputs = build(name, args.batch, args.small)
+    forward = name.endswith("-forward")
+    model, inputs = build(name.removesuffix("-forward"), args.batch, args.small)
+    model.train(not forward)
     labels = torch.arange(args.batch) % CLASSES
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4, fused=True)
 
-    def step():
+    def evaluate():
+        with torch.inference_mode():
+            return model.features(inputs).mean().item()
+
+    def train():
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
             loss = model.loss(inputs, labels)
         optimizer.zero_grad()
@@ -259,7 +328,7 @@ def main():
         ms, loss = [], math.nan
         for _ in range(int(words[1])):
             began = time.perf_counter()
-            loss = step()
+            loss = evaluate() if forward else train()
             ms.append((time.perf_counter() - began) * 1e3)
         say({"ms": ms, "loss": loss if math.isfinite(loss) else None})
 

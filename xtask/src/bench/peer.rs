@@ -1,18 +1,20 @@
-//! `cargo xtask bench peer`: the same training steps here and in PyTorch, in turns.
+//! `cargo xtask bench peer`: the same training steps and evaluations here and in PyTorch, in turns.
 
 use super::report::{Environment, Measured, Report, Row};
-use super::row::{ROWS, select};
+use super::row::{ROWS, fixed_batch, library, select};
 use super::side::{Interrupted, Side};
 use crate::files::write_atomic;
 use crate::interrupt::Interrupt;
 use crate::workspace::{build_program, cargo, commit};
 use anyhow::{Result, bail};
-use std::path::PathBuf;
-use std::process::{Command, ExitCode};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Output};
 use std::time::Duration;
 
 /// The other side's program.
 const SCRIPT: &str = include_str!("peer.py");
+/// What a check of the other side begins with: as that script, it takes no module from the folder that it is started in.
+const NO_FOLDER: &str = "import sys; sys.path = [folder for folder in sys.path if folder]";
 /// The allocator of both sides: freed blocks are kept and lie on huge pages, so that neither side pays for maps that
 /// come and go.
 const TUNABLES: &str =
@@ -24,7 +26,8 @@ const PAUSE: Duration = Duration::from_millis(400);
 ///
 /// Both sides are processes of their own that live as long as their row; while one works the other waits. They take
 /// turns in every round, and who begins changes from round to round. Each has the same threads and the same settings
-/// of the allocator. Without torch ours runs alone.
+/// of the allocator. Without torch ours runs alone; so do single rows whose other side needs a library that this
+/// Python lacks: wav2vec2-base transformers, efficientnet-b2 torchvision. Rows with `-forward` evaluate only.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -52,7 +55,7 @@ pub(super) struct Args {
     /// Threads of either side; default all cores
     #[arg(long, value_parser = at_least_one)]
     threads: Option<usize>,
-    /// Rows of a batch
+    /// Rows of a batch; conformer-f32 and efficientnet-b2 always have 8, wav2vec2-base 4
     #[arg(long, default_value_t = 16, value_parser = at_least_one)]
     batch: usize,
     /// Leave the allocator as the system has it, on both sides
@@ -157,7 +160,11 @@ impl Plan<'_> {
     /// Runs one row: warms both sides up, lets them take turns, and asks for their memory.
     fn measure(&self, name: &str) -> Result<Row> {
         let mut sides = vec![self.start("ours", Command::new(&self.ours), name)?];
-        if self.torch.is_some() {
+        let missing = library(name).filter(|library| self.torch.is_some() && !has(&self.python, library));
+        if let Some(library) = missing {
+            eprintln!("there is no {library} under {}: ours runs alone in {name}", self.python.display());
+        }
+        if self.torch.is_some() && missing.is_none() {
             let mut python = Command::new(&self.python);
             python.args(["-c", SCRIPT]);
             sides.push(self.start("PyTorch", python, name)?);
@@ -183,7 +190,11 @@ impl Plan<'_> {
         }
         let peer = (measured.len() > 1).then(|| measured.pop()).flatten();
         let Some(ours) = measured.pop() else { bail!("nothing was measured") };
-        Ok(Row::new(name, ours, peer))
+        Ok(Row::new(name, self.batch(name), ours, peer))
+    }
+
+    fn batch(&self, name: &str) -> usize {
+        fixed_batch(name).unwrap_or(self.args.batch)
     }
 
     fn start(&self, who: &'static str, program: Command, name: &str) -> Result<(Side, Measured)> {
@@ -194,7 +205,7 @@ impl Plan<'_> {
     /// A side's call: both get the same arguments and the same environment.
     fn command(&self, mut command: Command, name: &str) -> Command {
         command.args(["--row", name]);
-        command.args(["--batch", &self.args.batch.to_string()]);
+        command.args(["--batch", &self.batch(name).to_string()]);
         if self.args.small {
             command.arg("--small");
         }
@@ -210,12 +221,21 @@ impl Plan<'_> {
 }
 
 /// `torch 2.9.0`, where this Python has it.
-fn torch_version(python: &PathBuf) -> Option<String> {
-    let mut command = Command::new(python);
-    command.args(["-c", "import torch; print('torch', torch.__version__)"]);
-    let output = command.output().ok().filter(|output| output.status.success())?;
+fn torch_version(python: &Path) -> Option<String> {
+    let output = asked(python, "import torch; print('torch', torch.__version__)")?;
     let text = String::from_utf8_lossy(&output.stdout).trim().to_owned();
     (!text.is_empty()).then_some(text)
+}
+
+/// Whether this Python has the library.
+fn has(python: &Path, library: &str) -> bool {
+    asked(python, &format!("import {library}")).is_some()
+}
+
+/// What this Python makes of `script`, if it makes it.
+fn asked(python: &Path, script: &str) -> Option<Output> {
+    let output = Command::new(python).args(["-c", &format!("{NO_FOLDER}; {script}")]).output().ok()?;
+    output.status.success().then_some(output)
 }
 
 /// The name of the processor, where the system tells.

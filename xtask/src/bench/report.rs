@@ -19,6 +19,8 @@ pub(super) struct Measured {
 pub(super) struct Row {
     /// What was trained.
     pub(super) name: String,
+    /// Rows of its batch.
+    batch: usize,
     /// Median over all steps.
     ours_ms: f64,
     /// The same of the other side, where it ran.
@@ -55,7 +57,7 @@ pub(super) struct Environment {
     pub(super) system: String,
     /// `GLIBC_TUNABLES` of either side; none for the allocator's defaults.
     pub(super) allocator: Option<String>,
-    /// Rows of a batch.
+    /// Rows of a batch, but for rows with a batch of their own.
     pub(super) batch: usize,
     /// Rounds, in each of which either side works once.
     pub(super) rounds: usize,
@@ -80,13 +82,14 @@ pub(super) struct Report {
 
 impl Row {
     /// From the times of both sides, which took part in the same rounds.
-    pub(super) fn new(name: &str, ours: Measured, peer: Option<Measured>) -> Self {
+    pub(super) fn new(name: &str, batch: usize, ours: Measured, peer: Option<Measured>) -> Self {
         let all = |side: &Measured| median(&side.rounds.concat());
         let ratios: Vec<f64> = peer.iter().flat_map(|peer| paired(&ours.rounds, &peer.rounds)).collect();
         let some = |value: f64| (!ratios.is_empty()).then_some(value);
         let peer_mib = peer.as_ref().and_then(|peer| peer.peak_mib);
         Self {
             name: name.to_owned(),
+            batch,
             ours_ms: all(&ours),
             peer_ms: peer.as_ref().map(all),
             ratio: some(median(&ratios)),
@@ -141,10 +144,17 @@ impl Report {
         let cpu = e.cpu.as_deref().unwrap_or("unknown processor");
         let peer = e.peer.as_deref().unwrap_or("no PyTorch");
         notes.push(format!("{cpu}, {} threads, {}; {peer}.", e.threads, e.system));
+        let own: Vec<String> = (self.rows.iter().filter(|row| row.batch != e.batch))
+            .map(|row| format!("{} in {}", row.batch, row.name))
+            .collect();
+        let own = if own.is_empty() { String::new() } else { format!(" ({})", own.join(", ")) };
         notes.push(format!(
-            "One training step of a batch of {}: median of {} rounds of {} steps, after {} to warm up.",
+            "One training step of a batch of {}{own}: median of {} rounds of {} steps, after {} to warm up.",
             e.batch, e.rounds, e.steps, e.warmup
         ));
+        if self.rows.iter().any(|row| row.name.contains("-forward-")) {
+            notes.push("A step of a row with `-forward` is one evaluation.".to_owned());
+        }
         if e.peer.is_some() {
             notes.push(
                 "Ratio: ours / peer, below 1 where ours is faster; of the times, the median over the rounds \
@@ -205,7 +215,7 @@ mod tests {
             warmup: 1,
             small: false,
         };
-        let row = Row::new("conformer-layer-f32", ours, peer.then_some(other));
+        let row = Row::new("conformer-layer-f32", 16, ours, peer.then_some(other));
         Report { schema: 1, rows: vec![row], environment }
     }
 
@@ -240,7 +250,21 @@ mod tests {
             Some("conformer-layer-f32      3.5      4.5   0.65  0.50-0.80       700      1400   0.50")
         );
         assert!(text.contains("- Z80, 2 threads, linux x86_64; torch 9.9.\n"), "{text}");
-        assert!(text.contains("2 rounds of 3 steps, after 1 to warm up"), "{text}");
+        assert!(
+            text.contains("of a batch of 16: median of 2 rounds of 3 steps, after 1 to warm up"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn a_batch_of_its_own_is_told() {
+        let mut report = report(true);
+        assert!(!report.text().contains("one evaluation"));
+        report.rows[0].batch = 4;
+        report.rows[0].name = "bert-forward-f32".to_owned();
+        let text = report.text();
+        assert!(text.contains("of a batch of 16 (4 in bert-forward-f32): median of 2"), "{text}");
+        assert!(text.contains("- A step of a row with `-forward` is one evaluation.\n"), "{text}");
     }
 
     #[test]
@@ -251,7 +275,7 @@ mod tests {
         let value = serde_json::to_value(&report).expect("JSON");
         let row = &value["rows"][0];
         assert_eq!(row["name"], "conformer-layer-f32");
-        assert_eq!(row["ours_ms"], 3.5);
+        assert_eq!((&row["ours_ms"], &row["batch"]), (&3.5.into(), &16.into()));
         assert_eq!((&row["ours_start_mib"], &row["ours_mib"]), (&70.0.into(), &700.0.into()));
         for key in ["ms", "mib", "start_mib", "rounds_ms"].map(|key| format!("peer_{key}")) {
             assert!(row[&key].is_null() && row.get(&key).is_some(), "{key}");

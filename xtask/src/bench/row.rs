@@ -1,15 +1,19 @@
-//! The rows of `cargo xtask bench peer`: what is trained.
+//! The rows of `cargo xtask bench peer`: what is trained, or with `-forward` only evaluated.
 
 use crate::suggest::choose;
 use anyhow::Result;
 
 /// Every row, in the order of the table. `bf16` is autocast on the other side, which has no bf16x3 and computes in f32
 /// there.
-pub(super) const ROWS: [&str; 10] = [
+pub(super) const ROWS: [&str; 14] = [
     "resnet18-audio-f32",
     "resnet18-visual-f32",
     "resnet18-av-mlb-f32",
     "conformer-layer-f32",
+    "conformer-f32",
+    "wav2vec2-base-forward-f32",
+    "wav2vec2-base-f32",
+    "efficientnet-b2-forward-f32",
     "resnet18-audio-bf16",
     "resnet18-visual-bf16",
     "resnet18-av-mlb-bf16",
@@ -17,6 +21,28 @@ pub(super) const ROWS: [&str; 10] = [
     "resnet18-visual-bf16x3",
     "resnet18-av-mlb-bf16x3",
 ];
+
+/// The rows of a batch where the definition of `row` fixes them.
+pub(super) fn fixed_batch(row: &str) -> Option<usize> {
+    match family(row) {
+        "wav2vec2" => Some(4),
+        "efficientnet" => Some(8),
+        _ => (row == "conformer-f32").then_some(8),
+    }
+}
+
+/// The library that the other side's model of `row` comes from, beside torch.
+pub(super) fn library(row: &str) -> Option<&'static str> {
+    match family(row) {
+        "wav2vec2" => Some("transformers"),
+        "efficientnet" => Some("torchvision"),
+        _ => None,
+    }
+}
+
+fn family(row: &str) -> &str {
+    row.split('-').next().unwrap_or(row)
+}
 
 /// The rows that `wanted` names, in the order of the table; all of them if it is empty. A name may be the beginning of
 /// several: `resnet18-audio`.
@@ -47,10 +73,33 @@ mod tests {
             ["resnet18-audio-bf16", "resnet18-audio-bf16x3"]
         );
         assert_eq!(
-            names(&["resnet18-visual", "conformer"]).expect("known"),
+            names(&["resnet18-visual", "conformer-layer"]).expect("known"),
             ["resnet18-visual-f32", "conformer-layer-f32", "resnet18-visual-bf16", "resnet18-visual-bf16x3"]
+        );
+        assert_eq!(names(&["conformer"]).expect("known"), ["conformer-layer-f32", "conformer-f32"]);
+        assert_eq!(
+            names(&["wav2vec2-base"]).expect("known"),
+            ["wav2vec2-base-forward-f32", "wav2vec2-base-f32"]
         );
         let error = names(&["resnet18-adio-f32"]).expect_err("unknown").to_string();
         assert!(error.starts_with("there is no row `resnet18-adio-f32`; did you mean `resnet18-audio-f32`?"));
+    }
+
+    #[test]
+    fn some_rows_fix_their_batch_and_some_need_a_library() {
+        let fixed: Vec<_> = ROWS.into_iter().filter_map(|row| Some((row, fixed_batch(row)?))).collect();
+        assert_eq!(
+            fixed,
+            [
+                ("conformer-f32", 8),
+                ("wav2vec2-base-forward-f32", 4),
+                ("wav2vec2-base-f32", 4),
+                ("efficientnet-b2-forward-f32", 8)
+            ]
+        );
+        assert_eq!(library("wav2vec2-base-f32"), Some("transformers"));
+        assert_eq!(library("efficientnet-b2-forward-f32"), Some("torchvision"));
+        assert_eq!(library("conformer-f32"), None);
+        assert_eq!(library("resnet18-audio-f32"), None);
     }
 }

@@ -4,11 +4,16 @@
 #   FAKE_SIDE_LOG      a line is appended to this file for every turn
 #   FAKE_SIDE_SLEEP    the number of the turn, counted per side, that takes a minute
 #   FAKE_SIDE_FAIL     the side that ends at its first turn
+#   FAKE_SIDE_LACKS    the library that this Python does not have
 set -eu
 who=ours
 if [ "$1" = -c ]; then
     who=torch
-    case $2 in "import torch;"*) echo "torch 9.9"; exit ;; esac
+    case $2 in
+        *"; import torch; "*) echo "torch 9.9"; exit ;;
+        *"; import ${FAKE_SIDE_LACKS:-nothing}") exit 1 ;;
+        *"; import transformers" | *"; import torchvision") exit ;;
+    esac
     shift 2
 fi
 log() { [ -z "${FAKE_SIDE_LOG:-}" ] || echo "$who $*" >> "$FAKE_SIDE_LOG"; }

@@ -38,7 +38,7 @@ impl Bench {
 #[test]
 fn both_sides_take_turns_under_one_environment() {
     let bench = Bench::new();
-    let line = "--row conformer --rounds 2 --steps 3 --warmup 1 --threads 2 --batch 4 --small --out";
+    let line = "--row conformer-layer --rounds 2 --steps 3 --warmup 1 --threads 2 --batch 4 --small --out";
     let mut command = bench.command(line);
     command.arg(bench.path("new/peer.json"));
     let output = finish(command);
@@ -63,6 +63,7 @@ fn both_sides_take_turns_under_one_environment() {
     assert_eq!(row["ours_rounds_ms"][0], serde_json::json!([2.5, 4.5, 6.5]));
     assert_eq!((&row["ours_ms"], &row["peer_ms"]), (&Value::from(5.5), &Value::from(5.5)));
     assert_eq!((&row["ratio"], &row["ratio_mib"]), (&Value::from(1.0), &Value::from(1.0)));
+    assert_eq!(row["batch"], 4);
     assert_eq!((&row["ours_mib"], &row["peer_start_mib"]), (&Value::from(100.0), &Value::from(50.0)));
     let environment = &value["environment"];
     assert_eq!((&environment["peer"], &environment["threads"]), (&"torch 9.9".into(), &2.into()));
@@ -88,6 +89,58 @@ fn without_torch_ours_runs_alone() {
     assert_eq!(value["rows"][0]["ours_ms"], 1.5);
     assert!(value["rows"][0]["peer_ms"].is_null() && value["environment"]["peer"].is_null());
     assert!(value["environment"]["allocator"].is_null());
+}
+
+#[test]
+fn a_row_without_its_library_runs_alone_and_others_do_not() {
+    let bench = Bench::new();
+    let rows = "conformer,wav2vec2-base-forward,efficientnet-b2";
+    let mut command =
+        bench.command(&format!("--row {rows} --rounds 1 --steps 1 --warmup 0 --batch 16 --out"));
+    command.arg(bench.path("peer.json")).env("FAKE_SIDE_LACKS", "transformers");
+    let output = finish(command);
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    let told = stderr(&output);
+    assert!(told.contains("there is no transformers under "), "{told}");
+    assert!(told.contains(": ours runs alone in wav2vec2-base-forward-f32"), "{told}");
+    assert!(!told.contains("there is no torchvision"), "{told}");
+
+    // Rows with a batch of their own ignore --batch, on both sides.
+    let log = bench.log();
+    let started: Vec<&str> = log
+        .lines()
+        .filter(|line| line.contains("--row"))
+        .map(|line| line.split(" threads").next().unwrap_or(line))
+        .collect();
+    assert_eq!(
+        started,
+        [
+            "ours --row conformer-layer-f32 --batch 16",
+            "torch --row conformer-layer-f32 --batch 16",
+            "ours --row conformer-f32 --batch 8",
+            "torch --row conformer-f32 --batch 8",
+            "ours --row wav2vec2-base-forward-f32 --batch 4",
+            "ours --row efficientnet-b2-forward-f32 --batch 8",
+            "torch --row efficientnet-b2-forward-f32 --batch 8",
+        ]
+    );
+    let text = std::fs::read_to_string(bench.path("peer.json")).expect("the file was written");
+    let value: Value = serde_json::from_str(&text).expect("JSON");
+    let batches: Vec<_> = (0..4).map(|row| &value["rows"][row]["batch"]).collect();
+    assert_eq!(batches, [16, 8, 4, 8]);
+    assert!(value["rows"][2]["peer_ms"].is_null() && value["rows"][3]["peer_ms"].is_number());
+    let shown = stdout(&output).split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(
+        shown.contains("of a batch of 16 (8 in conformer-f32, 4 in wav2vec2-base-forward-f32, 8 in"),
+        "{shown}"
+    );
+}
+
+#[test]
+fn help_names_the_rows_with_a_batch_of_their_own() {
+    let output = finish(Bench::new().command("--help"));
+    let shown = stdout(&output).split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(shown.contains("conformer-f32 and efficientnet-b2 always have 8, wav2vec2-base 4"), "{shown}");
 }
 
 #[test]
