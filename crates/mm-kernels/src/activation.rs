@@ -2,7 +2,7 @@
 //!
 //! candle's own `relu` passes a gradient at zero, and the backward passes of its two GELUs use constants of
 //! six digits; these do neither. All functions but `glu` keep the shape; on CPU they take `f32` and `f64`, the former with
-//! exponentials over whole registers whose errors are those of the last digit.
+//! exponentials over whole registers, whose errors `vmath.rs` states: below 3e-7.
 #![allow(unsafe_code)] // formulas over vectors of a detected instruction set
 
 use crate::host::{View, by_dtype, slice};

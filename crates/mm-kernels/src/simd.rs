@@ -48,7 +48,11 @@ impl Isa {
         let mut all = vec![Self::Portable];
         match Self::detect() {
             #[cfg(target_arch = "x86_64")]
-            best @ Self::Avx512 { .. } => all.extend([Self::Avx2, best]),
+            best @ Self::Avx512 { bf16: true } => {
+                all.extend([Self::Avx2, Self::Avx512 { bf16: false }, best])
+            }
+            #[cfg(target_arch = "x86_64")]
+            best @ Self::Avx512 { bf16: false } => all.extend([Self::Avx2, best]),
             Self::Portable => {}
             #[allow(unreachable_patterns)]
             best => all.push(best),

@@ -261,8 +261,8 @@ pub(super) fn pairs<T: Real, F: Format<T>, X: Source<T>>(
         for first in (0..count).step_by(BLOCK) {
             let here = (count - first).min(BLOCK);
             let p = x86::Pairs { rest: part == 1, units, count: here, step, ahead, out_step };
-            // SAFETY: the numbers, constants and units are in range: asserted above. What lies between the units of one
-            // block are units of its later ones or of other blocks, which are written after it: blocks of a unit rise.
+            // SAFETY: the numbers, constants and units are in range: asserted above. A block of fewer than
+            // sixteen channels writes beyond itself only where its own next units follow and are written later.
             unsafe {
                 let from = raw.x.as_ptr().add(at + first);
                 let affine = raw
