@@ -49,7 +49,7 @@ impl Isa {
         match Self::detect() {
             #[cfg(target_arch = "x86_64")]
             best @ Self::Avx512 { bf16: true } => {
-                all.extend([Self::Avx2, Self::Avx512 { bf16: false }, best])
+                all.extend([Self::Avx2, Self::Avx512 { bf16: false }, best]);
             }
             #[cfg(target_arch = "x86_64")]
             best @ Self::Avx512 { bf16: false } => all.extend([Self::Avx2, best]),
