@@ -47,7 +47,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         dtype: dtype(config.train.precision),
         device: &built.device,
     };
-    let scores = scores(&evaluator.predictions(rows)?, prepared.dataset.classes)?;
+    let scores = scores(&evaluator.predictions(&evaluator.encode(rows)?)?, prepared.dataset.classes)?;
     if args.json {
         output::print(&format!("{}\n", serde_json::to_string_pretty(&scores)?))?;
     } else {

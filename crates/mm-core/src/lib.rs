@@ -7,7 +7,7 @@ pub mod modality;
 pub mod model;
 pub mod params;
 
-pub use batch::{Batch, Presence};
+pub use batch::{Batch, Presence, RowShape};
 pub use error::{Checked, ConfigError, nearest};
 pub use gradients::Gradients;
 pub use mm_kernels::rng::{self, StepRng};

@@ -62,8 +62,19 @@ pub enum Head<'a> {
 
 /// A modality's encoder: inputs (B, …) to features (B, D) or tokens (B, N, D).
 pub trait Encoder: std::fmt::Debug + Send + Sync {
-    /// Encodes a batch.
+    /// Encodes a batch whose rows are all of one length.
     fn forward(&self, x: &Tensor, mode: Mode) -> Result<Tensor>;
+    /// Encodes a batch of which row b has `lengths[b]` real places along the second axis; what follows is padding, and
+    /// must change no feature of evaluation. A row of length 0 has features of zero. Encoders that know no lengths
+    /// refuse them.
+    fn forward_padded(&self, x: &Tensor, lengths: &[usize], mode: Mode) -> Result<Tensor> {
+        let _ = (lengths, mode);
+        bail!(
+            "this encoder takes rows of one length, but those of {:?} differ: prepare the data with a fixed length, or \
+             take an encoder of sequences",
+            x.shape()
+        )
+    }
     /// The width D of the features.
     fn dim(&self) -> usize;
 }
@@ -88,8 +99,8 @@ pub trait Multimodal {
     fn modalities(&self) -> &Modalities;
     /// Number of classes C.
     fn classes(&self) -> usize;
-    /// Features of one modality; rows whose modality is missing are zero.
-    fn encode(&self, m: Modality, x: &Tensor, present: Option<&Presence>, mode: Mode) -> Result<Tensor>;
+    /// Features of one modality of a batch; rows whose modality is missing are zero.
+    fn encode(&self, m: Modality, batch: &Batch, mode: Mode) -> Result<Tensor>;
     /// Fuses features and evaluates the heads that the model has.
     fn fuse(&self, z: Features, present: &Modal<Option<Presence>>, mode: Mode) -> Result<Forward>;
     /// Each modality's share of the fused logits, where the fusion is a sum over modalities.
@@ -102,7 +113,7 @@ pub trait Multimodal {
         if batch.modalities() != self.modalities().len() {
             bail!("the batch has {} modalities, the model {}", batch.modalities(), self.modalities().len());
         }
-        batch.inputs.try_map(|m, x| self.encode(m, x, batch.present[m].as_ref(), mode))
+        batch.inputs.try_map(|m, _| self.encode(m, batch, mode))
     }
 
     /// The whole forward pass.
@@ -202,10 +213,14 @@ impl Multimodal for Composite {
         self.classes
     }
 
-    fn encode(&self, m: Modality, x: &Tensor, present: Option<&Presence>, mode: Mode) -> Result<Tensor> {
+    fn encode(&self, m: Modality, batch: &Batch, mode: Mode) -> Result<Tensor> {
         let mode = mode.stream("encoder").stream(self.modalities.name(m));
-        let h = self.encoders[m].forward(x, mode)?;
-        match present {
+        let x = &batch.inputs[m];
+        let h = match &batch.lengths[m] {
+            Some(lengths) => self.encoders[m].forward_padded(x, lengths, mode)?,
+            None => self.encoders[m].forward(x, mode)?,
+        };
+        match &batch.present[m] {
             Some(p) => p.apply(&h),
             None => Ok(h),
         }

@@ -1,13 +1,14 @@
 //! Where data comes from, as a table of settings.
 
 use crate::{
-    CsvConfig, DataError, Dataset, FeaturesConfig, SplitConfig, Splits, Standardizer, SyntheticConfig,
+    CsvConfig, DataError, Dataset, FeaturesConfig, PackedConfig, SplitConfig, Splits, Standardizer,
+    SyntheticConfig,
 };
-use mm_core::{ConfigError, Modalities};
+use mm_core::{ConfigError, Modalities, RowShape};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
-/// A data set, told apart by `kind`: `synthetic`, `features` or `csv`.
+/// A data set, told apart by `kind`: `synthetic`, `features`, `csv` or `packed`.
 ///
 /// All kinds share `modalities` (which ones, in which order; default all), `standardize` (default true) and `split`
 /// ([`SplitConfig`]; default the set's own parts).
@@ -20,6 +21,8 @@ pub enum DataConfig {
     Features(FeaturesConfig),
     /// A CSV manifest.
     Csv(CsvConfig),
+    /// A pack of prepared rows of any shape.
+    Packed(PackedConfig),
 }
 
 impl Default for DataConfig {
@@ -31,8 +34,8 @@ impl Default for DataConfig {
 /// What the head of a data set says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Summary {
-    /// Name and feature count of each modality, in order.
-    pub modalities: Vec<(String, usize)>,
+    /// Name of each modality and what its rows look like, in order.
+    pub modalities: Vec<(String, RowShape)>,
     /// Number of classes, where the head or the configuration tells.
     pub classes: Option<usize>,
     /// Number of rows, where the head tells; a CSV file does not.
@@ -57,6 +60,7 @@ impl DataConfig {
             Self::Synthetic(c) => c.check(),
             Self::Features(c) => c.check(),
             Self::Csv(c) => c.check(),
+            Self::Packed(c) => c.check(),
         };
         checked.map_err(|e| e.within("data"))
     }
@@ -68,6 +72,7 @@ impl DataConfig {
             Self::Synthetic(c) => Ok(c.peek()),
             Self::Features(c) => c.peek(),
             Self::Csv(c) => c.peek(),
+            Self::Packed(c) => c.peek(),
         }
     }
 
@@ -81,6 +86,7 @@ impl DataConfig {
             Self::Synthetic(c) => c.read()?,
             Self::Features(c) => c.read()?,
             Self::Csv(c) => c.read()?,
+            Self::Packed(c) => c.read()?,
         };
         let splits = data.split_seeded(self.split(), seed)?;
         Ok((data, splits))
@@ -105,6 +111,7 @@ impl DataConfig {
             Self::Synthetic(c) => c.standardize,
             Self::Features(c) => c.standardize,
             Self::Csv(c) => c.standardize,
+            Self::Packed(c) => c.standardize,
         }
     }
 
@@ -114,6 +121,7 @@ impl DataConfig {
             Self::Synthetic(c) => &c.split,
             Self::Features(c) => &c.split,
             Self::Csv(c) => &c.split,
+            Self::Packed(c) => &c.split,
         }
     }
 
@@ -123,6 +131,7 @@ impl DataConfig {
             Self::Synthetic(c) => c.modalities.as_deref(),
             Self::Features(c) => c.modalities.as_deref(),
             Self::Csv(c) => c.modalities.as_deref(),
+            Self::Packed(c) => c.modalities.as_deref(),
         }
     }
 
@@ -132,6 +141,7 @@ impl DataConfig {
             Self::Synthetic(c) => c.modalities = names,
             Self::Features(c) => c.modalities = names,
             Self::Csv(c) => c.modalities = names,
+            Self::Packed(c) => c.modalities = names,
         }
     }
 
@@ -141,6 +151,7 @@ impl DataConfig {
             Self::Synthetic(_) => None,
             Self::Features(c) => Some(&c.path),
             Self::Csv(c) => Some(&c.path),
+            Self::Packed(c) => Some(&c.path),
         }
     }
 
@@ -151,6 +162,7 @@ impl DataConfig {
             Self::Synthetic(_) => None,
             Self::Features(c) => Some(&mut c.path),
             Self::Csv(c) => Some(&mut c.path),
+            Self::Packed(c) => Some(&mut c.path),
         };
         if let Some(path) = path {
             *path = base.join(&*path);

@@ -1,12 +1,12 @@
-//! A labelled set of rows with one feature matrix per modality.
+//! A labelled set of rows with one input per modality.
 
 use crate::matrix::Naming;
-use crate::{DataError, Matrix};
-use mm_core::{ConfigError, Modal, Modalities};
+use crate::{DataError, Input, Matrix};
+use mm_core::{ConfigError, Modal, Modalities, RowShape};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 
-/// Rows with a label and one feature matrix per modality.
+/// Rows with a label and one input per modality: a vector in memory, or an array of any shape in a pack.
 ///
 /// Made by [`Dataset::new`], which checks everything, or by [`crate::DataConfig::load`].
 #[derive(Debug, Clone, PartialEq)]
@@ -22,10 +22,12 @@ pub struct Dataset {
     pub classes: usize,
     /// Names of the classes where the source has them, else empty.
     pub class_names: Vec<String>,
-    /// Features per modality.
-    pub inputs: Modal<Matrix>,
+    /// What each modality gives.
+    pub inputs: Modal<Input>,
     /// The class of each row.
     pub labels: Vec<u32>,
+    /// The name of each row where the source has them, else empty.
+    pub ids: Vec<String>,
     /// Other integer columns, one value per row: actor, fold, `video_id`, …
     pub columns: BTreeMap<String, Vec<i64>>,
     /// Named lists of rows, such as `train_index`.
@@ -61,6 +63,30 @@ impl Dataset {
         labels: Vec<u32>,
     ) -> Result<Self, DataError> {
         let rows = labels.len();
+        if inputs.len() != modalities.len() {
+            let rule = format!("{} matrices for {} modalities", inputs.len(), modalities.len());
+            return Err(DataError::invalid(&origin, rule, "give one matrix per modality"));
+        }
+        let inputs = modalities.iter().zip(inputs.into_values()).map(|(m, x)| {
+            if x.rows != rows {
+                return Ok(Input::Matrix(x)); // Refused below, with the others.
+            }
+            let naming = Naming::by_number(&origin, modalities.name(m));
+            Matrix::checked(&naming, rows, x.dim, x.values, x.present).map(Input::Matrix)
+        });
+        let inputs = Modal::new(inputs.collect::<Result<_, DataError>>()?);
+        Self::assemble_inputs(name, origin, modalities, classes, inputs, labels)
+    }
+
+    pub(crate) fn assemble_inputs(
+        name: String,
+        origin: String,
+        modalities: Modalities,
+        classes: usize,
+        inputs: Modal<Input>,
+        labels: Vec<u32>,
+    ) -> Result<Self, DataError> {
+        let rows = labels.len();
         if rows == 0 {
             return Err(DataError::invalid(&origin, "the data set is empty", "give it at least one row"));
         }
@@ -73,23 +99,16 @@ impl Dataset {
             let remedy = format!("labels go from 0 to {}", classes - 1);
             return Err(DataError::row(&origin, format!("row {row}"), rule, remedy));
         }
-        if inputs.len() != modalities.len() {
-            let rule = format!("{} matrices for {} modalities", inputs.len(), modalities.len());
-            return Err(DataError::invalid(&origin, rule, "give one matrix per modality"));
-        }
-        let inputs = modalities.iter().zip(inputs.into_values()).map(|(m, x)| {
-            if x.rows != rows {
+        for (m, x) in inputs.iter() {
+            if x.rows() != rows {
                 let rule = format!(
                     "modality `{}` has {} rows, but there are {rows} labels",
                     modalities.name(m),
-                    x.rows
+                    x.rows()
                 );
                 return Err(DataError::invalid(&origin, rule, "give every modality one row per label"));
             }
-            let naming = Naming::by_number(&origin, modalities.name(m));
-            Matrix::checked(&naming, rows, x.dim, x.values, x.present)
-        });
-        let inputs = Modal::new(inputs.collect::<Result<_, _>>()?);
+        }
         Ok(Self {
             name,
             origin,
@@ -98,6 +117,7 @@ impl Dataset {
             class_names: Vec::new(),
             inputs,
             labels,
+            ids: Vec::new(),
             columns: BTreeMap::new(),
             indices: BTreeMap::new(),
             ignored: Vec::new(),
@@ -133,9 +153,9 @@ impl Dataset {
         self.labels.len()
     }
 
-    /// Name and feature count of each modality, in order.
-    pub fn dims(&self) -> Vec<(String, usize)> {
-        self.inputs.iter().map(|(m, x)| (self.modalities.name(m).to_owned(), x.dim)).collect()
+    /// Name of each modality and what its rows look like, in order.
+    pub fn shapes(&self) -> Vec<(String, RowShape)> {
+        self.inputs.iter().map(|(m, x)| (self.modalities.name(m).to_owned(), x.shape())).collect()
     }
 
     /// The same set with these modalities only, in this order.
@@ -154,6 +174,7 @@ impl Dataset {
             class_names: self.class_names.clone(),
             inputs,
             labels: self.labels.clone(),
+            ids: self.ids.clone(),
             columns: self.columns.clone(),
             indices: self.indices.clone(),
             ignored: self.ignored.clone(),
@@ -195,11 +216,13 @@ impl Dataset {
         }
         for (m, x) in self.inputs.iter() {
             hasher.update(self.modalities.name(m).as_bytes());
-            hasher.update((x.dim as u64).to_le_bytes());
-            for value in &x.values {
-                hasher.update(value.to_le_bytes());
+            if let Input::Matrix(x) = x {
+                hasher.update((x.dim as u64).to_le_bytes());
+                for value in &x.values {
+                    hasher.update(value.to_le_bytes());
+                }
             }
-            for row in 0..x.rows {
+            for row in 0..x.rows() {
                 hasher.update([u8::from(x.is_present(row))]);
             }
         }

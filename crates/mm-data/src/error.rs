@@ -14,6 +14,14 @@ pub enum DataError {
         /// What the operating system says.
         source: std::io::Error,
     },
+    /// The operating system refuses to write.
+    #[error("cannot write {file}: {source}; free space or choose another folder, what is complete stays")]
+    Write {
+        /// The path as it was given.
+        file: String,
+        /// What the operating system says.
+        source: std::io::Error,
+    },
     /// The file or the data set as a whole breaks a rule.
     #[error("{file}: {rule}; {remedy}")]
     Invalid {

@@ -60,7 +60,7 @@ impl FeaturesConfig {
         for name in modalities.names() {
             let (n, dim) = shape(&header, name)?;
             rows = rows.or(Some(n));
-            dims.push((name.clone(), dim));
+            dims.push((name.clone(), mm_core::RowShape::fixed([dim])));
         }
         let names = class_names(&header);
         let classes = self.classes.or((names.len() >= 2).then_some(names.len()));
@@ -97,7 +97,7 @@ impl FeaturesConfig {
 const LAYOUT: &str = "features are tensors called `x_<modality>`";
 
 /// Columns, index lists, and the names of everything that is not read.
-fn side_tensors(contents: &Contents, mut data: Dataset) -> Result<Dataset, DataError> {
+pub(crate) fn side_tensors(contents: &Contents, mut data: Dataset) -> Result<Dataset, DataError> {
     for (name, info) in &contents.header.tensors {
         let modality = name.strip_prefix("x_").or_else(|| name.strip_prefix("present_"));
         if name == "y" || modality.is_some_and(|m| data.modalities.find(m).is_some()) {

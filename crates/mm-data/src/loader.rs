@@ -1,8 +1,8 @@
 //! Batches of rows, in an order that depends on nothing but its key.
 
-use crate::{DataError, Dataset};
-use candle_core::{DType, Device, Result, Tensor, bail};
-use mm_core::{Batch, ConfigError, Modal, Presence, StepRng};
+use crate::{DataError, Dataset, Input};
+use candle_core::{DType, Device, Result, bail};
+use mm_core::{Batch, ConfigError, Modal, Modalities, Presence, StepRng};
 
 /// Cuts rows of a data set into batches.
 #[derive(Debug, Clone)]
@@ -75,28 +75,69 @@ impl<'a> Loader<'a> {
     }
 
     /// The batch of some rows: inputs of `dtype` on `device`, zeros where a modality is missing, and presence flags for
-    /// modalities that some of these rows lack.
+    /// modalities that some of these rows lack. Nothing is augmented.
     pub fn batch(&self, rows: &[usize], dtype: DType, device: &Device) -> Result<Batch> {
+        self.make(rows, None, dtype, device)
+    }
+
+    /// As [`Loader::batch`], augmented as the data's settings say. What a row becomes depends on `key` and the row alone;
+    /// give each epoch its own key (`rng.stream("augment").epoch(e)`).
+    pub fn training_batch(
+        &self,
+        rows: &[usize],
+        key: StepRng,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Batch> {
+        self.make(rows, Some(key), dtype, device)
+    }
+
+    fn make(&self, rows: &[usize], key: Option<StepRng>, dtype: DType, device: &Device) -> Result<Batch> {
         if rows.is_empty() {
             bail!("a batch needs at least one row");
         }
         if let Some(row) = rows.iter().find(|&&row| row >= self.data.rows()) {
             bail!("row {row} does not exist in {}, there are {} rows", self.data.origin, self.data.rows());
         }
-        let inputs = self.data.inputs.try_map(|_, x| {
-            let mut values = Vec::with_capacity(rows.len() * x.dim);
-            for &row in rows {
-                values.extend_from_slice(x.row(row));
-            }
-            Tensor::from_vec(values, (rows.len(), x.dim), device)?.to_dtype(dtype)
-        })?;
-        let present: Modal<Option<Presence>> = self.data.inputs.try_map(|_, x| {
-            let flags: Vec<bool> = rows.iter().map(|&row| x.is_present(row)).collect();
-            flags.contains(&false).then(|| Presence::new(flags, dtype, device)).transpose()
-        })?;
         let labels = rows.iter().map(|&row| self.data.labels[row]).collect();
-        let batch = Batch { inputs, present, labels, ids: rows.into() };
-        batch.check()?;
-        Ok(batch)
+        assemble(&self.data.modalities, &self.data.inputs, labels, rows, key, dtype, device)
     }
+}
+
+/// The batch of some rows of inputs without labels, for prediction: class 0 stands for each.
+pub fn unlabelled_batch(
+    modalities: &Modalities,
+    inputs: &Modal<Input>,
+    rows: &[usize],
+    dtype: DType,
+    device: &Device,
+) -> Result<Batch> {
+    assemble(modalities, inputs, vec![0; rows.len()], rows, None, dtype, device)
+}
+
+fn assemble(
+    modalities: &Modalities,
+    all: &Modal<Input>,
+    labels: Vec<u32>,
+    rows: &[usize],
+    key: Option<StepRng>,
+    dtype: DType,
+    device: &Device,
+) -> Result<Batch> {
+    let mut inputs = Vec::with_capacity(all.len());
+    let mut lengths = Vec::with_capacity(all.len());
+    for (m, x) in all.iter() {
+        let key = key.map(|key| key.stream(modalities.name(m)));
+        let (x, own) = x.gather(rows, key, dtype, device)?;
+        inputs.push(x);
+        lengths.push(own);
+    }
+    let present: Modal<Option<Presence>> = all.try_map(|_, x| {
+        let flags: Vec<bool> = rows.iter().map(|&row| x.is_present(row)).collect();
+        flags.contains(&false).then(|| Presence::new(flags, dtype, device)).transpose()
+    })?;
+    let (inputs, lengths) = (Modal::new(inputs), Modal::new(lengths));
+    let batch = Batch { inputs, lengths, present, labels: labels.into(), ids: rows.into() };
+    batch.check()?;
+    Ok(batch)
 }

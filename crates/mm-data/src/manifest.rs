@@ -4,7 +4,7 @@ use crate::config::{self, Summary};
 use crate::labels::{classes, pick};
 use crate::table::{Layout, Table};
 use crate::{DataError, Dataset, Matrix, SplitConfig};
-use mm_core::{ConfigError, Modal, Modalities};
+use mm_core::{ConfigError, Modal, Modalities, RowShape};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -62,7 +62,10 @@ impl CsvConfig {
     pub(crate) fn peek(&self) -> Result<Summary, DataError> {
         let layout = Layout::read(&self.path)?;
         let modalities = self.pick(&layout)?;
-        let dims = modalities.names().iter().map(|name| (name.clone(), layout.columns(name).len()));
+        let dims = modalities
+            .names()
+            .iter()
+            .map(|name| (name.clone(), RowShape::fixed([layout.columns(name).len()])));
         Ok(Summary { modalities: dims.collect(), classes: self.classes, rows: None })
     }
 

@@ -81,6 +81,11 @@ impl Header {
         Ok((header, bytes, handle))
     }
 
+    /// Where the bytes of a tensor begin in the file.
+    pub(crate) fn start_of(&self, info: &TensorInfo) -> u64 {
+        (self.data_start + info.data_offsets.0) as u64
+    }
+
     /// The modalities of the tensors `x_<modality>`.
     pub(crate) fn feature_names(&self) -> Vec<String> {
         self.tensors.keys().filter_map(|name| name.strip_prefix("x_")).map(str::to_owned).collect()

@@ -1,6 +1,6 @@
 //! Zero mean and unit spread for every feature, by the training rows.
 
-use crate::{DataError, Dataset, Matrix};
+use crate::{DataError, Dataset, Input, Matrix, pack::PackedInput};
 use candle_core::{DType, Device, Tensor};
 use mm_core::{Modal, Modalities, Modality};
 use std::collections::BTreeMap;
@@ -29,7 +29,11 @@ impl Standardizer {
             return Err(DataError::split(&data.origin, rule, "rows count from 0"));
         }
         let stats = data.inputs.try_map(|m, x| {
-            statistics(x, &rows).ok_or_else(|| {
+            let found = match x {
+                Input::Matrix(x) => statistics(x, &rows),
+                Input::Packed(x) => packed_statistics(x, &rows)?,
+            };
+            found.ok_or_else(|| {
                 let rule = format!("modality `{}` is missing in every training row", data.modalities.name(m));
                 let remedy = "leave it out of `data.modalities`, or train on rows that have it";
                 DataError::split(&data.origin, rule, remedy)
@@ -65,7 +69,27 @@ impl Standardizer {
             return Err(DataError::invalid(&data.origin, rule, "name the same ones in the same order"));
         }
         let origin = data.origin.clone();
-        self.apply_inputs(&origin, &mut data.inputs)
+        for (m, x) in data.inputs.iter_mut() {
+            match x {
+                Input::Matrix(x) => self.apply_matrix(&origin, m, x)?,
+                Input::Packed(x) => {
+                    let (mean, std) = (&self.mean[m], &self.std[m]);
+                    if x.statistics_width().unwrap_or(0) != mean.len() {
+                        let rule = format!(
+                            "modality `{}` needs {} means, but the statistics have {}",
+                            self.modalities.name(m),
+                            x.statistics_width().unwrap_or(0),
+                            mean.len()
+                        );
+                        return Err(DataError::invalid(&origin, rule, "normalise as in training"));
+                    }
+                    if !mean.is_empty() {
+                        x.set_statistics(mean.clone(), std.clone());
+                    }
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Standardises inputs such as those of [`crate::load_inputs`] in place; `origin` names them in messages.
@@ -76,28 +100,30 @@ impl Standardizer {
             return Err(DataError::invalid(origin, rule, "give the modalities of the training set"));
         }
         for (m, x) in inputs.iter_mut() {
-            let (mean, std, name) = (&self.mean[m], &self.std[m], self.modalities.name(m));
-            if x.dim != mean.len() {
-                let rule = format!(
-                    "modality `{name}` has {} features, but the statistics are of {}",
-                    x.dim,
-                    mean.len()
-                );
-                return Err(DataError::invalid(origin, rule, "give the features of the training set"));
+            self.apply_matrix(origin, m, x)?;
+        }
+        Ok(())
+    }
+
+    fn apply_matrix(&self, origin: &str, m: Modality, x: &mut Matrix) -> Result<(), DataError> {
+        let (mean, std, name) = (&self.mean[m], &self.std[m], self.modalities.name(m));
+        if x.dim != mean.len() {
+            let rule =
+                format!("modality `{name}` has {} features, but the statistics are of {}", x.dim, mean.len());
+            return Err(DataError::invalid(origin, rule, "give the features of the training set"));
+        }
+        for row in 0..x.rows {
+            if !x.is_present(row) {
+                continue;
             }
-            for row in 0..x.rows {
-                if !x.is_present(row) {
-                    continue;
-                }
-                let values = &mut x.values[row * x.dim..(row + 1) * x.dim];
-                for ((value, mean), std) in values.iter_mut().zip(mean).zip(std) {
-                    *value = ((f64::from(*value) - mean) / std) as f32;
-                }
-                if let Some(column) = values.iter().position(|v| !v.is_finite()) {
-                    let place = format!("row {row}, modality `{name}`, column {column}");
-                    let rule = "the value is too far from the training mean for 32-bit floats";
-                    return Err(DataError::row(origin, place, rule, "repair the value or drop the feature"));
-                }
+            let values = &mut x.values[row * x.dim..(row + 1) * x.dim];
+            for ((value, mean), std) in values.iter_mut().zip(mean).zip(std) {
+                *value = ((f64::from(*value) - mean) / std) as f32;
+            }
+            if let Some(column) = values.iter().position(|v| !v.is_finite()) {
+                let place = format!("row {row}, modality `{name}`, column {column}");
+                let rule = "the value is too far from the training mean for 32-bit floats";
+                return Err(DataError::row(origin, place, rule, "repair the value or drop the feature"));
             }
         }
         Ok(())
@@ -127,8 +153,8 @@ impl Standardizer {
                 return Err(DataError::invalid("standardisation", rule, "save it with the model"));
             };
             let values = tensor.flatten_all()?.to_dtype(DType::F64)?.to_vec1::<f64>()?;
-            if values.is_empty() || values.iter().any(|v| !v.is_finite() || (kind == "std" && *v <= 0.0)) {
-                let rule = format!("tensor `{name}` is empty or has a value that is not allowed");
+            if values.iter().any(|v| !v.is_finite() || (kind == "std" && *v <= 0.0)) {
+                let rule = format!("tensor `{name}` has a value that is not allowed");
                 let remedy = "means are finite and standard deviations above 0: save it again";
                 return Err(DataError::invalid("standardisation", rule, remedy));
             }
@@ -175,4 +201,37 @@ fn statistics(x: &Matrix, rows: &[usize]) -> Option<(Vec<f64>, Vec<f64>)> {
     });
     let std = spread.collect();
     Some((mean, std))
+}
+
+/// Mean and spread for each value of the last axis (or in all) over all places of the rows that are present: `None` where
+/// none is, and nothing to subtract where the rows are not normalised by statistics. Rows are read twice.
+fn packed_statistics(x: &PackedInput, rows: &[usize]) -> Result<Option<(Vec<f64>, Vec<f64>)>, DataError> {
+    let present: Vec<usize> = rows.iter().copied().filter(|&row| x.is_present(row)).collect();
+    if present.is_empty() {
+        return Ok(None);
+    }
+    let Some(width) = x.statistics_width() else { return Ok(Some((Vec::new(), Vec::new()))) };
+    let mut mean = vec![0f64; width];
+    let mut count = 0f64;
+    for &row in &present {
+        let values = x.raw(row)?;
+        count += (values.len() / width) as f64;
+        for chunk in values.chunks_exact(width) {
+            mean.iter_mut().zip(chunk).for_each(|(m, &v)| *m += f64::from(v));
+        }
+    }
+    mean.iter_mut().for_each(|m| *m /= count);
+    let mut square = vec![0f64; width];
+    for &row in &present {
+        for chunk in x.raw(row)?.chunks_exact(width) {
+            square.iter_mut().zip(&mean).zip(chunk).for_each(|((s, m), &v)| *s += (f64::from(v) - m).powi(2));
+        }
+    }
+    // The rounded mean of equal numbers need not equal them: a spread of rounding alone is none.
+    let spread = |(s, m): (f64, &f64)| {
+        let std = (s / count).sqrt();
+        if std <= 1e-12 * m.abs().max(f64::MIN_POSITIVE) || std == 0.0 { 1.0 } else { std }
+    };
+    let std = square.into_iter().zip(&mean).map(spread).collect();
+    Ok(Some((mean, std)))
 }

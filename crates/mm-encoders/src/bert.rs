@@ -301,6 +301,10 @@ impl Encoder for Bert {
         self.encode(ids, Some(&Mask::from_flags(keep, rows, places)), mode)
     }
 
+    fn forward_padded(&self, ids: &Tensor, lengths: &[usize], mode: Mode) -> Result<Tensor> {
+        self.encode(ids, Some(&Mask::from_lengths(lengths, ids.dim(1)?)?), mode)
+    }
+
     fn dim(&self) -> usize {
         self.config.dim
     }

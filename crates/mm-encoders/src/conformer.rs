@@ -369,6 +369,10 @@ impl Encoder for Conformer {
         self.encode(x, self.config.padding.mask(x)?.as_ref(), mode)
     }
 
+    fn forward_padded(&self, x: &Tensor, lengths: &[usize], mode: Mode) -> Result<Tensor> {
+        self.encode(x, Some(&Mask::from_lengths(lengths, x.dim(1)?)?), mode)
+    }
+
     fn dim(&self) -> usize {
         self.config.dim
     }

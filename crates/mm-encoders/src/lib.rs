@@ -11,6 +11,7 @@ pub mod weights;
 
 mod config;
 mod mask;
+pub mod pretrained;
 
 pub use bert::{Bert, BertConfig};
 pub use config::EncoderConfig;
@@ -18,6 +19,7 @@ pub use conformer::{Conformer, ConformerConfig, ConformerLayer};
 pub use efficientnet::{EfficientNet, EfficientNetConfig, EfficientNetVariant};
 pub use mask::Mask;
 pub use mlp::{Activation, Mlp, MlpConfig, Norm};
+pub use pretrained::PretrainedConfig;
 pub use resnet::{Precision, ResNet, ResNetConfig, ResNetInit};
 pub use sequence::{SequenceConfig, SequenceEncoder};
 pub use wav2vec2::{Wav2Vec2, Wav2Vec2Config};

@@ -16,7 +16,7 @@
 //!
 //! | setting | default | range |
 //! |---|---|---|
-//! | `kind` | "lstm" | "lstm", "transformer" |
+//! | `network` | "lstm" | "lstm", "transformer" |
 //! | `dim` | 128 | at least 1; even for an LSTM of two directions, of which each has a half |
 //! | `layers` | 1 | at least 1 |
 //! | `dropout` | 0.1 | [0, 1); lstm: between layers; transformer: as above, and of attention weights |
@@ -65,7 +65,7 @@ const EPS: f64 = 1e-5;
 /// The kind of network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Kind {
+pub enum Network {
     /// Long short-term memory.
     #[default]
     Lstm,
@@ -78,7 +78,7 @@ pub enum Kind {
 #[serde(default, deny_unknown_fields)]
 pub struct SequenceConfig {
     /// The kind of network.
-    pub kind: Kind,
+    pub network: Network,
     /// Width of the features.
     pub dim: usize,
     /// Number of layers.
@@ -98,7 +98,7 @@ pub struct SequenceConfig {
 impl Default for SequenceConfig {
     fn default() -> Self {
         Self {
-            kind: Kind::Lstm,
+            network: Network::Lstm,
             dim: 128,
             layers: 1,
             dropout: 0.1,
@@ -119,10 +119,10 @@ impl SequenceConfig {
                 return Err(ConfigError::new(field, 0, "must be at least 1"));
             }
         }
-        if self.kind == Kind::Lstm && self.bidirectional && !self.dim.is_multiple_of(2) {
+        if self.network == Network::Lstm && self.bidirectional && !self.dim.is_multiple_of(2) {
             return Err(ConfigError::new("dim", self.dim, "must be even: each direction has a half of it"));
         }
-        if self.kind == Kind::Transformer && !self.dim.is_multiple_of(self.heads) {
+        if self.network == Network::Transformer && !self.dim.is_multiple_of(self.heads) {
             return Err(ConfigError::new("heads", self.heads, format!("must divide dim = {}", self.dim)));
         }
         if !(0.0..1.0).contains(&self.dropout) {
@@ -137,8 +137,8 @@ impl SequenceConfig {
         if input_dim == 0 {
             bail!("an encoder needs inputs of at least one number");
         }
-        let network = match self.kind {
-            Kind::Lstm => {
+        let layers = match self.network {
+            Network::Lstm => {
                 let directions: &[&str] = if self.bidirectional { &["", "_reverse"] } else { &[""] };
                 let hidden = self.dim / directions.len();
                 let layer = |l: usize| {
@@ -146,17 +146,17 @@ impl SequenceConfig {
                     let new = |side| Lstm::new(&mut scope, &format!("l{l}{side}"), input, hidden);
                     directions.iter().map(new).collect()
                 };
-                Network::Lstm((0..self.layers).map(layer).collect::<Result<_>>()?)
+                Layers::Lstm((0..self.layers).map(layer).collect::<Result<_>>()?)
             }
-            Kind::Transformer => {
+            Network::Transformer => {
                 let start = Init::linear(input_dim);
                 let input = Pair::new(&mut scope.child("input"), (self.dim, input_dim), start, start)?;
                 let layer = |l| Block::new(scope.child("layers").at(l), self);
                 let layers = (0..self.layers).map(layer).collect::<Result<_>>()?;
-                Network::Transformer { input, layers, norm: Pair::norm(scope.child("norm"), self.dim)? }
+                Layers::Transformer { input, layers, norm: Pair::norm(scope.child("norm"), self.dim)? }
             }
         };
-        Ok(SequenceEncoder { config: self.clone(), input_dim, network })
+        Ok(SequenceEncoder { config: self.clone(), input_dim, layers })
     }
 
     /// The width inside a feed-forward part.
@@ -170,11 +170,11 @@ impl SequenceConfig {
 pub struct SequenceEncoder {
     config: SequenceConfig,
     input_dim: usize,
-    network: Network,
+    layers: Layers,
 }
 
 #[derive(Debug)]
-enum Network {
+enum Layers {
     /// The directions of each layer.
     Lstm(Vec<Vec<Lstm>>),
     Transformer {
@@ -205,8 +205,8 @@ impl SequenceEncoder {
         let mut x = places.as_ref().map_or(Ok(x.clone()), |places| places.clear(x))?;
         let keys = places.as_ref().map(|places| &places.keys);
         let p = self.config.dropout;
-        match &self.network {
-            Network::Lstm(layers) => {
+        match &self.layers {
+            Layers::Lstm(layers) => {
                 for (l, directions) in layers.iter().enumerate() {
                     if l > 0 {
                         x = drop(&x, p, mode, &l.to_string())?;
@@ -220,7 +220,7 @@ impl SequenceEncoder {
                 }
                 Ok(x)
             }
-            Network::Transformer { input, layers, norm } => {
+            Layers::Transformer { input, layers, norm } => {
                 let numbers = (0..x.dim(1)?).map(|t| t as f64);
                 let positions = sinusoids(numbers, self.config.dim, x.dtype(), x.device())?;
                 let mut z = drop(&input.map(&x)?.broadcast_add(&positions)?, p, mode, "input")?;
@@ -236,6 +236,10 @@ impl SequenceEncoder {
 impl Encoder for SequenceEncoder {
     fn forward(&self, x: &Tensor, mode: Mode) -> Result<Tensor> {
         self.encode(x, self.config.padding.mask(x)?.as_ref(), mode)
+    }
+
+    fn forward_padded(&self, x: &Tensor, lengths: &[usize], mode: Mode) -> Result<Tensor> {
+        self.encode(x, Some(&Mask::from_lengths(lengths, x.dim(1)?)?), mode)
     }
 
     fn dim(&self) -> usize {

@@ -5,7 +5,9 @@ use crate::error::TrainError;
 use crate::optim::dtype;
 use candle_core::Device;
 use mm_balance::{Balancer, Joint, Needs, TrainStep};
-use mm_core::{Composite, ConfigError, Encoder, Modal, Modalities, ParamStore};
+use mm_core::{Composite, ConfigError, Encoder, Modal, Modalities, ParamStore, RowShape};
+use mm_encoders::weights::Source;
+use std::collections::BTreeMap;
 
 /// Everything that is trained.
 #[derive(Debug)]
@@ -41,14 +43,15 @@ pub fn device(name: &str) -> Result<Device, ConfigError> {
     }
 }
 
-/// Builds a run's model for inputs of these widths.
+/// Builds a run's model for rows of these shapes. Parameters have their drawn start values: see [`load_pretrained`].
 pub fn build(
     config: &RunConfig,
     modalities: &Modalities,
-    widths: &Modal<usize>,
+    shapes: &Modal<RowShape>,
     classes: usize,
 ) -> Result<Built, TrainError> {
     let needs = config.check_model(modalities)?;
+    config.check_inputs(modalities, shapes)?;
     let device = device(&config.train.device)?;
     let mut params = ParamStore::new(config.seed, dtype(config.train.precision), &device);
     let mut dims = Vec::with_capacity(modalities.len());
@@ -56,7 +59,7 @@ pub fn build(
     for m in modalities.iter() {
         let name = modalities.name(m);
         let scope = params.root().at("encoder").at(name);
-        let encoder = config.model.encoder(name).build(scope, widths[m])?;
+        let encoder = config.model.encoder(name).build(scope, &shapes[m])?;
         dims.push(encoder.dim());
         encoders.push(encoder);
     }
@@ -80,4 +83,17 @@ pub fn build(
     }
     let step: Box<dyn TrainStep> = Box::new(Joint::new(balancer.unwrap_or_else(|| Box::new(()))));
     Ok(Built { params, model, step, needs, device })
+}
+
+/// Puts the values of `[model.weights]` into the encoders, and says where each came from.
+pub fn load_pretrained(
+    config: &RunConfig,
+    params: &ParamStore,
+) -> Result<BTreeMap<String, Source>, TrainError> {
+    let mut sources = BTreeMap::new();
+    for (name, weights) in &config.model.weights {
+        let (_, source) = weights.load(config.model.encoder(name), params, &format!("encoder.{name}"))?;
+        sources.insert(name.clone(), source);
+    }
+    Ok(sources)
 }

@@ -8,6 +8,7 @@
 //! [model]
 //! encoder = { kind = "mlp" }           # for every modality
 //! encoders.audio = { kind = "mlp" }    # for one of them
+//! weights.audio = { path = "…" }       # a checkpoint to begin with, see mm_encoders::pretrained
 //! fusion = { kind = "late-linear" }
 //! [method]                             # see `mm methods`
 //! kind = "mlb"                         # or a composition, "opm+ogm", with settings in [method.opm], [method.ogm]
@@ -20,9 +21,9 @@ use crate::optim::OptimConfig;
 use crate::parse::{refuse_rest, section, take_table};
 use crate::schedule::ScheduleConfig;
 use mm_balance::{MethodConfig, Needs, catalogue};
-use mm_core::{Checked, ConfigError, Modalities};
+use mm_core::{Checked, ConfigError, Modal, Modalities, RowShape};
 use mm_data::{DataConfig, DataError, Summary};
-use mm_encoders::{EncoderConfig, Norm};
+use mm_encoders::{EncoderConfig, PretrainedConfig};
 use mm_fusion::FusionConfig;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -36,6 +37,8 @@ pub struct ModelConfig {
     pub encoder: EncoderConfig,
     /// Encoders of single modalities.
     pub encoders: BTreeMap<String, EncoderConfig>,
+    /// Checkpoints that encoders of single modalities begin with.
+    pub weights: BTreeMap<String, PretrainedConfig>,
     /// The fusion.
     pub fusion: FusionConfig,
 }
@@ -236,6 +239,7 @@ impl RunConfig {
             // What is configured for the other modalities has no meaning here, and need not be taken out by hand.
             config.data.set_modalities(Some(vec![unimodal.modality.clone()]));
             config.model.encoders.retain(|name, _| *name == unimodal.modality);
+            config.model.weights.retain(|name, _| *name == unimodal.modality);
             config.model.fusion = FusionConfig::default();
         }
         config.check_values()?;
@@ -247,6 +251,9 @@ impl RunConfig {
         self.model.encoder.check().map_err(|e| e.within("model.encoder"))?;
         for (name, encoder) in &self.model.encoders {
             encoder.check().map_err(|e| e.within(&format!("model.encoders.{name}")))?;
+        }
+        for (name, weights) in &self.model.weights {
+            weights.check().map_err(|e| e.within(&format!("model.weights.{name}")))?;
         }
         self.optim.check().map_err(|e| e.within("optim"))?;
         self.schedule.check().map_err(|e| e.within("schedule"))?;
@@ -289,9 +296,10 @@ impl RunConfig {
         for name in self.model.encoders.keys() {
             modalities.require(&format!("model.encoders.{name}"), name)?;
         }
-        let batch_norm = |m| match self.model.encoder(modalities.name(m)) {
-            EncoderConfig::Mlp(mlp) => mlp.norm == Norm::Batch,
-        };
+        for name in self.model.weights.keys() {
+            modalities.require(&format!("model.weights.{name}"), name)?;
+        }
+        let batch_norm = |m| self.model.encoder(modalities.name(m)).needs_two_rows();
         if self.train.batch_size == 1 && modalities.iter().any(batch_norm) {
             let rule = "batch normalisation needs at least 2 rows; choose norm = \"layer\" or a larger batch";
             return Err(ConfigError::new("train.batch_size", 1, rule));
@@ -317,6 +325,19 @@ impl RunConfig {
         Ok(needs)
     }
 
+    /// Checks that the encoders take rows of these shapes.
+    pub fn check_inputs(&self, modalities: &Modalities, shapes: &Modal<RowShape>) -> Checked<()> {
+        for (m, shape) in shapes.iter() {
+            let name = modalities.name(m);
+            let path = match self.model.encoders.contains_key(name) {
+                true => format!("model.encoders.{name}"),
+                false => "model.encoder".to_owned(),
+            };
+            self.model.encoder(name).check_input(name, shape).map_err(|e| e.within(&path))?;
+        }
+        Ok(())
+    }
+
     /// The method's name; a composition joins its parts with `+`.
     pub fn method_name(&self) -> String {
         self.method.iter().map(MethodConfig::name).collect::<Vec<_>>().join("+")
@@ -331,6 +352,9 @@ impl RunConfig {
         model.insert("encoder".into(), value(&self.model.encoder)?);
         if !self.model.encoders.is_empty() {
             model.insert("encoders".into(), value(&self.model.encoders)?);
+        }
+        if !self.model.weights.is_empty() {
+            model.insert("weights".into(), value(&self.model.weights)?);
         }
         model.insert("fusion".into(), value(&self.model.fusion)?);
         let method = match self.method.as_slice() {
@@ -382,10 +406,19 @@ fn parse_model(mut table: Table) -> Checked<ModelConfig> {
         };
         encoders.insert(name, section::<EncoderConfig>(with_kind(inner, "mlp"), &path)?);
     }
-    refuse_rest(&table, "model", &["encoder", "encoders", "fusion"])?;
+    let mut weights = BTreeMap::new();
+    for (name, value) in take_table(&mut table, "weights", "model.weights")? {
+        let path = format!("model.weights.{name}");
+        let Value::Table(inner) = value else {
+            return Err(ConfigError::new(path, value, "must be a table with a path or a repo"));
+        };
+        weights.insert(name, section::<PretrainedConfig>(inner, &path)?);
+    }
+    refuse_rest(&table, "model", &["encoder", "encoders", "weights", "fusion"])?;
     Ok(ModelConfig {
         encoder: section(encoder, "model.encoder")?,
         encoders,
+        weights,
         fusion: section(fusion, "model.fusion")?,
     })
 }

@@ -15,6 +15,9 @@ pub enum TrainError {
     /// The data cannot be used.
     #[error(transparent)]
     Data(#[from] DataError),
+    /// A checkpoint to begin with cannot be used.
+    #[error(transparent)]
+    Weights(#[from] mm_encoders::weights::WeightsError),
     /// A metric cannot be computed.
     #[error(transparent)]
     Metric(#[from] MetricError),

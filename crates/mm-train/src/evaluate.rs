@@ -5,12 +5,15 @@ use crate::result::{Predictions, Scores, Unimodal};
 use candle_core::{DType, Device, Tensor};
 use mm_balance::TrainStep;
 use mm_core::model::{pooled, to_host};
-use mm_core::{Batch, Features, Modal, Modality, Mode, Multimodal, Presence};
+use mm_core::{Batch, Forward, Modal, Modality, Mode, Multimodal, Presence};
 use mm_data::{Dataset, Loader};
 use mm_metrics as metrics;
 use std::collections::BTreeMap;
 
+/// Rows of a batch, at most.
 const EVAL_BATCH: usize = 512;
+/// Numbers of a batch and a modality, about: a batch of images is smaller than one of vectors.
+const EVAL_NUMBERS: usize = 3_000_000;
 /// Above this many modalities the 2^M coalitions are not evaluated.
 const SHAPLEY_LIMIT: usize = 6;
 
@@ -51,14 +54,41 @@ pub struct Quick {
     pub unimodal: Option<Modal<f64>>,
 }
 
-impl Evaluator<'_> {
-    fn batches(&self, rows: &[usize]) -> Result<Vec<Batch>, TrainError> {
-        let loader = Loader::new(self.data, rows.to_vec(), EVAL_BATCH)?;
-        Ok(loader
-            .epoch(None)
-            .iter()
-            .map(|rows| loader.batch(rows, self.dtype, self.device))
-            .collect::<candle_core::Result<_>>()?)
+/// A part of the data as features: batches whose inputs are what the encoders made of them. Everything that is reported
+/// on a part is computed from this, so each row passes through its encoders once.
+#[derive(Debug, Clone)]
+pub struct Encoded {
+    batches: Vec<Batch>,
+    rows: usize,
+}
+
+impl<'a> Evaluator<'a> {
+    fn batches(
+        &self,
+        rows: &[usize],
+    ) -> Result<impl Iterator<Item = candle_core::Result<Batch>> + use<'a>, TrainError> {
+        let widest = self.data.inputs.values().iter().map(|x| x.shape().elements()).max().unwrap_or(1);
+        let size = (EVAL_NUMBERS / widest.max(1)).clamp(1, EVAL_BATCH);
+        let loader = Loader::new(self.data, rows.to_vec(), size)?;
+        let (dtype, device) = (self.dtype, self.device);
+        Ok(loader.epoch(None).into_iter().map(move |rows| loader.batch(&rows, dtype, device)))
+    }
+
+    /// Passes the rows of a part through the encoders.
+    pub fn encode(&self, rows: &[usize]) -> Result<Encoded, TrainError> {
+        let mut batches = Vec::new();
+        for batch in self.batches(rows)? {
+            let batch = batch?;
+            let inputs = self.model.encode_all(&batch, Mode::Eval)?.map(|_, h| h.detach());
+            let lengths = inputs.map(|_, _| None);
+            batches.push(Batch { inputs, lengths, ..batch });
+        }
+        Ok(Encoded { batches, rows: rows.len() })
+    }
+
+    /// The rest of the forward pass.
+    fn fuse(&self, batch: &Batch) -> Result<Forward, TrainError> {
+        Ok(self.model.fuse(batch.inputs.clone(), &batch.present, Mode::Eval)?)
     }
 
     /// The numbers that choose an epoch.
@@ -69,6 +99,7 @@ impl Evaluator<'_> {
         let (mut uni_right, mut uni_rows) = (vec![0usize; count], vec![0usize; count]);
         let mut known = true;
         for batch in self.batches(rows)? {
+            let batch = batch?;
             let fwd = self.model.forward(&batch, Mode::Eval)?;
             let logits = to_host(&self.step.decide(self.model, &batch, &fwd)?)?;
             if logits.iter().any(|z| !z.is_finite()) {
@@ -96,13 +127,13 @@ impl Evaluator<'_> {
     }
 
     /// The decisions of a part.
-    pub fn predictions(&self, rows: &[usize]) -> Result<Predictions, TrainError> {
+    pub fn predictions(&self, part: &Encoded) -> Result<Predictions, TrainError> {
         let classes = self.model.classes();
         let mut all = Logits::default();
         let mut out = Predictions::default();
-        for batch in self.batches(rows)? {
-            let fwd = self.model.forward(&batch, Mode::Eval)?;
-            all.push(&self.step.decide(self.model, &batch, &fwd)?)?;
+        for batch in &part.batches {
+            let fwd = self.fuse(batch)?;
+            all.push(&self.step.decide(self.model, batch, &fwd)?)?;
             out.ids.extend(batch.ids.iter());
             out.labels.extend(batch.labels.iter());
             for row in 0..batch.rows() {
@@ -118,29 +149,29 @@ impl Evaluator<'_> {
     pub fn unimodal(
         &self,
         train: &[usize],
-        test: &[usize],
+        test: &Encoded,
         probe_rows: usize,
     ) -> Result<BTreeMap<String, Unimodal>, TrainError> {
         let names = self.model.modalities();
         let classes = self.model.classes();
         let mut tally: Vec<[Tally; 3]> = names.iter().map(|_| Default::default()).collect();
-        for batch in self.batches(test)? {
-            let fwd = self.model.forward(&batch, Mode::Eval)?;
+        for batch in &test.batches {
+            let fwd = self.fuse(batch)?;
             for m in names.iter() {
                 if let Some(heads) = &fwd.heads {
-                    tally[m.index()][0].add(&heads[m], &batch, m, classes)?;
+                    tally[m.index()][0].add(&heads[m], batch, m, classes)?;
                 }
                 if let Some(split) = &fwd.split {
-                    tally[m.index()][1].add(&split[m], &batch, m, classes)?;
+                    tally[m.index()][1].add(&split[m], batch, m, classes)?;
                 }
-                let masked = self.coalition(&batch, &fwd.features, &|j| j == m)?;
-                tally[m.index()][2].add(&masked, &batch, m, classes)?;
+                let masked = self.coalition(batch, &|j| j == m)?;
+                tally[m.index()][2].add(&masked, batch, m, classes)?;
             }
         }
         // Evenly spaced: a file may be sorted by class.
         let count = train.len().min(probe_rows);
         let train: Vec<usize> = (0..count).map(|i| train[i * train.len() / count]).collect();
-        let learned = self.features(&train)?;
+        let learned = self.features(&self.encode(&train)?)?;
         let tested = self.features(test)?;
         names
             .iter()
@@ -155,7 +186,7 @@ impl Evaluator<'_> {
     }
 
     /// Each modality's Shapley share of the accuracy on a part; `None` for more than six modalities.
-    pub fn shapley(&self, rows: &[usize]) -> Result<Option<BTreeMap<String, f64>>, TrainError> {
+    pub fn shapley(&self, part: &Encoded) -> Result<Option<BTreeMap<String, f64>>, TrainError> {
         let names = self.model.modalities();
         let count = names.len();
         if !(2..=SHAPLEY_LIMIT).contains(&count) {
@@ -163,23 +194,22 @@ impl Evaluator<'_> {
         }
         let classes = self.model.classes();
         let mut right = vec![0usize; 1 << count];
-        for batch in self.batches(rows)? {
-            let features = self.model.encode_all(&batch, Mode::Eval)?;
+        for batch in &part.batches {
             for (mask, right) in right.iter_mut().enumerate() {
-                let logits = self.coalition(&batch, &features, &|m| mask >> m.index() & 1 == 1)?;
+                let logits = self.coalition(batch, &|m| mask >> m.index() & 1 == 1)?;
                 let decided = metrics::argmax_rows(&to_host(&logits)?, classes)?;
                 *right += decided.iter().zip(batch.labels.iter()).filter(|(a, b)| a == b).count();
             }
         }
-        let values: Vec<f64> = right.iter().map(|&r| r as f64 / rows.len() as f64).collect();
+        let values: Vec<f64> = right.iter().map(|&r| r as f64 / part.rows as f64).collect();
         let shares = metrics::shapley_shares(&values)?;
         Ok(shares.map(|s| names.names().iter().cloned().zip(s).collect()))
     }
 
     /// Distances between the centroids of unit-length features, by pair.
-    pub fn modality_gap(&self, rows: &[usize]) -> Result<BTreeMap<String, f64>, TrainError> {
+    pub fn modality_gap(&self, part: &Encoded) -> Result<BTreeMap<String, f64>, TrainError> {
         let names = self.model.modalities();
-        let features = self.features(rows)?;
+        let features = self.features(part)?;
         let mut gaps = BTreeMap::new();
         for a in names.iter() {
             for b in names.iter().skip(a.index() + 1) {
@@ -195,13 +225,8 @@ impl Evaluator<'_> {
     }
 
     /// The decision when only the modalities of a coalition are there.
-    fn coalition(
-        &self,
-        batch: &Batch,
-        z: &Features,
-        member: &dyn Fn(Modality) -> bool,
-    ) -> Result<Tensor, TrainError> {
-        let alone = z.try_map(|m, h| if member(m) { Ok(h.clone()) } else { h.zeros_like() })?;
+    fn coalition(&self, batch: &Batch, member: &dyn Fn(Modality) -> bool) -> Result<Tensor, TrainError> {
+        let alone = batch.inputs.try_map(|m, h| if member(m) { Ok(h.clone()) } else { h.zeros_like() })?;
         let present = batch.present.try_map(|m, p| {
             if member(m) {
                 return Ok(p.clone());
@@ -214,11 +239,10 @@ impl Evaluator<'_> {
     }
 
     /// Pooled features of the rows that have each modality, with their labels.
-    fn features(&self, rows: &[usize]) -> Result<Modal<Frozen>, TrainError> {
+    fn features(&self, part: &Encoded) -> Result<Modal<Frozen>, TrainError> {
         let mut out = Modal::from_fn(self.model.modalities().len(), |_| Frozen::default());
-        for batch in self.batches(rows)? {
-            let z = self.model.encode_all(&batch, Mode::Eval)?;
-            for (m, h) in z.iter() {
+        for batch in &part.batches {
+            for (m, h) in batch.inputs.iter() {
                 let h = pooled(h)?;
                 let frozen = &mut out[m];
                 frozen.dim = h.dim(1)?;

@@ -1,6 +1,6 @@
 //! The selected model as a folder in the Hugging Face layout, and prediction from it.
 //!
-//! `config.json` holds the run's configuration, the modalities with their widths and the class names;
+//! `config.json` holds the run's configuration, the modalities with the shapes of their rows and the class names;
 //! `model.safetensors` the parameters; `preprocessor_config.json` the standardisation of each modality.
 
 use crate::build::{Built, build};
@@ -10,20 +10,31 @@ use crate::optim::dtype;
 use crate::record::{read_json, read_safetensors, safetensors_bytes, write_atomic, write_json};
 use candle_core::Tensor;
 use mm_core::model::to_host;
-use mm_core::{Batch, Modal, Modalities, Mode, Multimodal, Presence};
-use mm_data::{Matrix, Prepared, Standardizer};
+use mm_core::{Modal, Modalities, Mode, Multimodal, RowShape};
+use mm_data::pack::Pack;
+use mm_data::{DataConfig, Input, PackedConfig, Prepared, Standardizer, unlabelled_batch};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::Path;
+
+/// Numbers of a batch and a modality in prediction, about.
+const BATCH_NUMBERS: usize = 3_000_000;
 
 /// `config.json` of a saved model.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Card {
     architectures: Vec<String>,
     modalities: Vec<String>,
-    widths: Vec<usize>,
+    shapes: Vec<Shape>,
     id2label: BTreeMap<usize, String>,
     run: String,
+}
+
+/// What a row of a modality looks like.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Shape {
+    dims: Vec<usize>,
+    ragged: bool,
 }
 
 /// `preprocessor_config.json` of a saved model.
@@ -49,7 +60,13 @@ pub(crate) fn export(
     let card = Card {
         architectures: vec!["MultimodalClassifier".into()],
         modalities: data.modalities.names().to_vec(),
-        widths: data.inputs.values().iter().map(|x| x.dim).collect(),
+        shapes: data
+            .inputs
+            .values()
+            .iter()
+            .map(|x| x.shape())
+            .map(|RowShape { dims, ragged }| Shape { dims, ragged })
+            .collect(),
         id2label: (0..data.classes)
             .map(|class| (class, data.class_names.get(class).cloned().unwrap_or_else(|| class.to_string())))
             .collect(),
@@ -70,7 +87,8 @@ pub(crate) fn export(
 pub struct Predictor {
     built: Built,
     config: RunConfig,
-    widths: Vec<(String, usize)>,
+    modalities: Modalities,
+    shapes: Modal<RowShape>,
     classes: Vec<String>,
     standardizer: Option<Standardizer>,
 }
@@ -100,14 +118,15 @@ impl Predictor {
         let card: Card = read_json(&dir.join("config.json"))?;
         let config = RunConfig::parse(&card.run, &[])?;
         let modalities = Modalities::new(card.modalities.clone())?;
-        if card.widths.len() != modalities.len() {
+        if card.shapes.len() != modalities.len() {
             return Err(TrainError::run(
                 &dir,
-                "config.json names another number of widths than of modalities",
+                "config.json names another number of shapes than of modalities",
             ));
         }
-        let widths: Modal<usize> = card.widths.iter().copied().collect();
-        let built = build(&config, &modalities, &widths, card.id2label.len())?;
+        let shapes = card.shapes.into_iter().map(|Shape { dims, ragged }| RowShape { dims, ragged });
+        let shapes: Modal<RowShape> = shapes.collect();
+        let built = build(&config, &modalities, &shapes, card.id2label.len())?;
         built.params.load(&read_safetensors(&dir.join("model.safetensors"))?)?;
         let preprocessor: Preprocessor = read_json(&dir.join("preprocessor_config.json"))?;
         let standardizer = if preprocessor.standardize.is_empty() {
@@ -122,8 +141,8 @@ impl Predictor {
             }
             Some(Standardizer::from_tensors(&modalities, &tensors)?)
         };
-        let widths = card.modalities.into_iter().zip(card.widths).collect();
-        Ok(Self { built, config, widths, classes: card.id2label.into_values().collect(), standardizer })
+        let classes = card.id2label.into_values().collect();
+        Ok(Self { built, config, modalities, shapes, classes, standardizer })
     }
 
     /// Names of the classes.
@@ -141,43 +160,77 @@ impl Predictor {
         &self.built
     }
 
-    /// Predicts every row of a file; modalities may be missing, a row must have at least one.
+    /// Predicts every row of a file, or of a pack's folder; modalities may be missing, a row must have at least one.
     pub fn predict_file(&self, path: &Path) -> Result<Vec<Prediction>, TrainError> {
-        let (mut inputs, ids) = mm_data::load_inputs(path, &self.widths)?;
-        if let Some(s) = &self.standardizer {
-            s.apply_inputs(&path.display().to_string(), &mut inputs)?;
-        }
+        let (inputs, ids) = if path.is_dir() { self.pack(path)? } else { self.vectors(path)? };
+        let widest = self.shapes.values().iter().map(RowShape::elements).max().unwrap_or(1).max(1);
+        let size = (BATCH_NUMBERS / widest).clamp(1, 512);
         let mut out = Vec::with_capacity(ids.len());
-        for start in (0..ids.len()).step_by(512) {
-            let end = (start + 512).min(ids.len());
-            out.extend(self.predict_rows(&inputs, &ids, start, end)?);
+        for start in (0..ids.len()).step_by(size) {
+            let rows: Vec<usize> = (start..(start + size).min(ids.len())).collect();
+            out.extend(self.predict_rows(&inputs, &ids, &rows)?);
         }
         Ok(out)
     }
 
+    /// The rows of a file of vectors.
+    fn vectors(&self, path: &Path) -> Result<(Modal<Input>, Vec<String>), TrainError> {
+        let mut widths = Vec::new();
+        for (m, shape) in self.shapes.iter() {
+            let [width] = shape.dims[..] else {
+                let reason = format!(
+                    "the model takes rows of {shape} as `{}`, which no file of vectors has: give the folder of a pack \
+                     (`mm data prepare`)",
+                    self.modalities.name(m)
+                );
+                return Err(TrainError::run(path, reason));
+            };
+            widths.push((self.modalities.name(m).to_owned(), width));
+        }
+        let (mut inputs, ids) = mm_data::load_inputs(path, &widths)?;
+        if let Some(s) = &self.standardizer {
+            s.apply_inputs(&path.display().to_string(), &mut inputs)?;
+        }
+        Ok((inputs.map(|_, x| Input::Matrix(x.clone())), ids))
+    }
+
+    /// The rows of a pack that was prepared as the training data were.
+    fn pack(&self, path: &Path) -> Result<(Modal<Input>, Vec<String>), TrainError> {
+        let DataConfig::Packed(trained) = &self.config.data else {
+            let reason =
+                "is a folder, but the model was trained on vectors: give a .safetensors or .csv file";
+            return Err(TrainError::run(path, reason));
+        };
+        let modalities = Some(self.modalities.names().to_vec());
+        let config = PackedConfig { path: path.into(), modalities, ..trained.clone() };
+        let mut data = Pack::open(path)?.dataset(&config)?;
+        for (m, x) in data.inputs.iter() {
+            let (found, own) = (x.shape(), &self.shapes[m]);
+            // The longest row may be longer or shorter than that of the training data.
+            let skip = usize::from(own.ragged);
+            if found.ragged != own.ragged || found.dims[skip..] != own.dims[skip..] {
+                let reason = format!(
+                    "has rows of {found} as `{}`, but the model was made for {own}: prepare the data as for training",
+                    self.modalities.name(m)
+                );
+                return Err(TrainError::run(path, reason));
+            }
+        }
+        if let Some(s) = &self.standardizer {
+            s.apply(&mut data)?;
+        }
+        let ids = data.ids.clone();
+        Ok((data.inputs, ids))
+    }
+
     fn predict_rows(
         &self,
-        inputs: &Modal<Matrix>,
+        inputs: &Modal<Input>,
         ids: &[String],
-        start: usize,
-        end: usize,
+        rows: &[usize],
     ) -> Result<Vec<Prediction>, TrainError> {
-        let (dtype, device, rows) = (dtype(self.config.train.precision), &self.built.device, end - start);
-        let tensors = inputs.try_map(|_, x| {
-            let values = x.values[start * x.dim..end * x.dim].to_vec();
-            Tensor::from_vec(values, (rows, x.dim), device)?.to_dtype(dtype)
-        })?;
-        let present = inputs.try_map(|_, x| {
-            let flags: Vec<bool> = (start..end).map(|row| x.is_present(row)).collect();
-            flags.contains(&false).then(|| Presence::new(flags, dtype, device)).transpose()
-        })?;
-        let batch = Batch {
-            inputs: tensors,
-            present,
-            labels: vec![0; rows].into(),
-            ids: (start..end).collect::<Vec<_>>().into(),
-        };
-        batch.check()?;
+        let (dtype, device) = (dtype(self.config.train.precision), &self.built.device);
+        let batch = unlabelled_batch(&self.modalities, inputs, rows, dtype, device)?;
         let model: &dyn Multimodal = &self.built.model;
         let fwd = model.forward(&batch, Mode::Eval)?;
         let logits = to_host(&self.built.step.decide(model, &batch, &fwd)?)?;
@@ -185,17 +238,15 @@ impl Predictor {
         let probabilities = mm_metrics::softmax_rows(&logits, classes)?;
         let decided = mm_metrics::argmax_rows(&logits, classes)?;
         let has = |row: usize| {
-            let here = |(i, (name, _)): (usize, &(String, usize))| {
-                inputs.values()[i].is_present(row).then(|| name.clone())
-            };
-            self.widths.iter().enumerate().filter_map(here).collect::<Vec<_>>()
+            let here = inputs.iter().filter(|(_, x)| x.is_present(row));
+            here.map(|(m, _)| self.modalities.name(m).to_owned()).collect::<Vec<_>>()
         };
-        Ok((0..rows)
+        Ok((0..rows.len())
             .map(|i| Prediction {
-                id: ids[start + i].clone(),
+                id: ids[rows[i]].clone(),
                 class: self.classes[decided[i] as usize].clone(),
                 probabilities: probabilities[i * classes..(i + 1) * classes].to_vec(),
-                present: has(start + i),
+                present: has(rows[i]),
             })
             .collect())
     }

@@ -86,6 +86,9 @@ pub struct RunResult {
     pub fusion: String,
     /// The encoders.
     pub encoder: String,
+    /// Where encoders began that did not begin with drawn values, by modality.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub weights: BTreeMap<String, mm_encoders::weights::Source>,
     /// The seed.
     pub seed: u64,
     /// How the epoch was chosen.

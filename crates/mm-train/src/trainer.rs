@@ -4,7 +4,7 @@
 //! selection part. The best epoch by that part is reported on the test part, once. Randomness is a function of (seed,
 //! epoch, step), so a run that is stopped anywhere and resumed gives the same bits as one that is not.
 
-use crate::build::{Built, build};
+use crate::build::{Built, build, load_pretrained};
 use crate::checkpoint::{self, Best, Checkpoint, Progress};
 use crate::config::{Protocol, RunConfig, Select};
 use crate::directory::{claim, clear, refuse_foreign};
@@ -18,6 +18,7 @@ use candle_core::Tensor;
 use mm_balance::{EpochCx, EpochReport, StepCx};
 use mm_core::{Batch, ConfigError, Modalities, ParamStore, StepRng};
 use mm_data::{Loader, Prepared};
+use mm_encoders::weights::Source;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs;
@@ -60,6 +61,7 @@ pub fn train(config: &RunConfig, dir: &Path, options: Options<'_>) -> Result<Out
     let summary = config.peek()?;
     let modalities = Modalities::new(summary.modalities.iter().map(|(name, _)| name.clone()))?;
     config.check_model(&modalities)?;
+    config.check_inputs(&modalities, &summary.modalities.into_iter().map(|(_, shape)| shape).collect())?;
     crate::build::device(&config.train.device)?;
     refuse_foreign(dir)?;
 
@@ -72,8 +74,9 @@ pub fn train(config: &RunConfig, dir: &Path, options: Options<'_>) -> Result<Out
     let prepared = config.data.prepare(config.seed)?;
     check_selection(config, &prepared)?;
     let data = &prepared.dataset;
-    let widths = data.inputs.map(|_, x| x.dim);
-    let built = build(config, &data.modalities, &widths, data.classes)?;
+    let shapes = data.inputs.map(|_, x| x.shape());
+    let built = build(config, &data.modalities, &shapes, data.classes)?;
+    let pretrained = load_pretrained(config, &built.params)?;
     let rows = set_aside(config, &prepared, &built)?;
 
     // Nothing stands in the way any more: only now is an earlier run replaced.
@@ -90,7 +93,7 @@ pub fn train(config: &RunConfig, dir: &Path, options: Options<'_>) -> Result<Out
     if !dir.join("config.toml").exists() {
         write_atomic(&dir.join("config.toml"), config.to_toml()?.as_bytes())?;
     }
-    let mut run = Run::new(config, dir, options, &prepared, built, rows)?;
+    let mut run = Run::new(config, dir, options, &prepared, built, (rows, pretrained))?;
     run.log(&format!("{} on {}: {} parameters", config.method_name(), data.name, run.parameters))?;
     if run.train()? {
         let result = run.finish(started)?;
@@ -123,6 +126,8 @@ struct Run<'a> {
     /// Training rows, without those that a method set aside.
     train_rows: Vec<usize>,
     held_out: Option<Batch>,
+    /// Where encoders began.
+    pretrained: BTreeMap<String, Source>,
     at: Progress,
     best: Option<BTreeMap<String, Tensor>>,
     resumed: Option<BTreeMap<String, Tensor>>,
@@ -139,7 +144,7 @@ impl<'a> Run<'a> {
         options: Options<'a>,
         prepared: &'a Prepared,
         mut built: Built,
-        (train_rows, held_out): (Vec<usize>, Option<Batch>),
+        ((train_rows, held_out), pretrained): ((Vec<usize>, Option<Batch>), BTreeMap<String, Source>),
     ) -> Result<Self, TrainError> {
         let dataset_hash = prepared.dataset.hash.clone();
         let loaded = if options.resume { checkpoint::load(&dir.join("ckpt"))? } else { None };
@@ -172,6 +177,7 @@ impl<'a> Run<'a> {
             before: at.seconds,
             train_rows,
             held_out,
+            pretrained,
             at,
             best,
             resumed,
@@ -193,6 +199,7 @@ impl<'a> Run<'a> {
         let total = per_epoch * config.train.epochs;
         let order = StepRng::new(config.seed).stream("order");
         let key = StepRng::new(config.seed).stream("step");
+        let augment = StepRng::new(config.seed).stream("augment");
         let bar = self.progress_bar(total);
 
         // The optimiser borrows the parameters, and the run is changed while it lives: hold the parts side by side.
@@ -214,7 +221,10 @@ impl<'a> Run<'a> {
             let batches = loader.epoch(Some(order.epoch(epoch)));
             let rate = |step: usize| config.optim.lr * config.schedule.factor(step, epoch, total);
             let pair = match &self.held_out {
-                Some(outer) => Some((loader.batch(&batches[0], dtype, device)?, outer)),
+                Some(outer) => {
+                    let inner = loader.training_batch(&batches[0], augment.epoch(epoch), dtype, device)?;
+                    Some((inner, outer))
+                }
                 None => None,
             };
             let epoch_cx = EpochCx {
@@ -229,7 +239,7 @@ impl<'a> Run<'a> {
                 step.epoch_start(&epoch_cx)?;
             }
             for rows in &batches[self.at.batches..] {
-                let batch = loader.batch(rows, dtype, device)?;
+                let batch = loader.training_batch(rows, augment.epoch(epoch), dtype, device)?;
                 let cx = StepCx::new(model, params, &batch, epoch, self.at.step, key);
                 optim.learning_rate = rate(self.at.step);
                 let report = step.step(&cx, &mut optim)?;
@@ -325,9 +335,13 @@ impl<'a> Run<'a> {
             dtype: dtype(config.train.precision),
             device: &self.built.device,
         };
-        let test = evaluator.predictions(&splits.test)?;
-        let val = if splits.val.is_empty() { None } else { Some(evaluator.predictions(&splits.val)?) };
-        let unimodal = evaluator.unimodal(&self.train_rows, &splits.test, config.train.probe_rows)?;
+        let encoded = evaluator.encode(&splits.test)?;
+        let test = evaluator.predictions(&encoded)?;
+        let val = match splits.val.as_slice() {
+            [] => None,
+            rows => Some(evaluator.predictions(&evaluator.encode(rows)?)?),
+        };
+        let unimodal = evaluator.unimodal(&self.train_rows, &encoded, config.train.probe_rows)?;
         let on_test = config.train.protocol == Protocol::OgmTestSelect;
         let mut warnings = data.warnings(splits);
         if on_test {
@@ -342,6 +356,7 @@ impl<'a> Run<'a> {
             method: config.method_name(),
             fusion: fusion.into(),
             encoder: self.encoder_names(),
+            weights: self.pretrained.clone(),
             seed: config.seed,
             protocol: config.train.protocol.name().into(),
             selected_on_test: on_test,
@@ -361,8 +376,8 @@ impl<'a> Run<'a> {
             val: val.as_ref().map(|p| scores(p, data.classes)).transpose()?,
             test: scores(&test, data.classes)?,
             unimodal,
-            modality_gap: evaluator.modality_gap(&splits.test)?,
-            shapley: evaluator.shapley(&splits.test)?,
+            modality_gap: evaluator.modality_gap(&encoded)?,
+            shapley: evaluator.shapley(&encoded)?,
             warnings,
             seconds: Seconds { train: self.at.seconds, total: self.before + started.elapsed().as_secs_f64() },
             peak_memory_mib: peak_memory_mib(),
@@ -404,6 +419,7 @@ impl<'a> Run<'a> {
             "arch": std::env::consts::ARCH,
             "dataset": self.prepared.dataset.name,
             "dataset_hash": self.prepared.dataset.hash,
+            "weights": self.pretrained,
             "ignored": self.prepared.dataset.ignored,
         })
     }

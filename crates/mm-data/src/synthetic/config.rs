@@ -2,7 +2,7 @@
 
 use crate::config::{self, Summary};
 use crate::{DataError, Dataset, SplitConfig};
-use mm_core::{ConfigError, Modalities};
+use mm_core::{ConfigError, Modalities, RowShape};
 use serde::{Deserialize, Serialize};
 
 /// A synthetic set: Gaussian class clusters in a latent space per modality, seen through a fixed random map.
@@ -189,7 +189,8 @@ impl SyntheticConfig {
         let names = self.names();
         let dims = names
             .iter()
-            .filter_map(|name| self.sources.iter().find(|s| s.name == *name).map(|s| (name.clone(), s.dim)));
+            .filter_map(|name| self.sources.iter().find(|s| s.name == *name))
+            .map(|s| (s.name.clone(), RowShape::fixed([s.dim])));
         Summary { modalities: dims.collect(), classes: Some(self.classes), rows: Some(self.rows()) }
     }
 

@@ -56,10 +56,11 @@ fn prepare_standardises_by_the_training_rows() {
     let json = r#"{"kind":"synthetic","n_train":200,"n_val":20,"n_test":50,"modalities":["slow","fast"]}"#;
     let config = parse(json).unwrap();
     let Prepared { dataset, splits, standardizer } = config.prepare(0).unwrap();
-    assert_eq!(dataset.dims(), config.peek().unwrap().modalities);
+    assert_eq!(dataset.shapes(), config.peek().unwrap().modalities);
     assert_eq!(config.peek().unwrap().rows, Some(dataset.rows()));
     assert!(standardizer.is_some());
     for (_, x) in dataset.inputs.iter() {
+        let x = x.matrix().unwrap();
         for column in 0..x.dim {
             let of = |f: fn(f64) -> f64| {
                 let sum: f64 = splits.train.iter().map(|&r| f(f64::from(x.row(r)[column]))).sum();

@@ -1,4 +1,4 @@
-use crate::support::says;
+use crate::support::{matrix, says, vectors};
 use mm_data::{CsvConfig, DataConfig, DataError, Dataset, Splits, load_inputs};
 use std::path::PathBuf;
 
@@ -25,14 +25,14 @@ fn a_manifest_is_read() {
     let (_folder, path) = file(GOOD.as_bytes());
     let config = DataConfig::Csv(CsvConfig::new(path));
     let summary = config.peek().unwrap();
-    assert_eq!(summary.modalities, [("audio".to_owned(), 2), ("video".to_owned(), 1)]);
+    assert_eq!(summary.modalities, vectors(&[("audio", 2), ("video", 1)]));
     assert_eq!((summary.classes, summary.rows), (None, None));
     let (data, splits) = config.load(0).unwrap();
     assert_eq!((data.classes, data.class_names.as_slice()), (2, &["happy".to_owned(), "sad".to_owned()][..]));
     assert_eq!(data.labels, [0, 1, 0, 1]);
-    assert_eq!(data.inputs.values()[0].row(3), [5.0, 65.0]);
-    assert_eq!(data.inputs.values()[0].present, Some(vec![true, true, false, true]));
-    assert_eq!(data.inputs.values()[1].present, Some(vec![true, false, true, true]));
+    assert_eq!(matrix(&data, 0).row(3), [5.0, 65.0]);
+    assert_eq!(matrix(&data, 0).present, Some(vec![true, true, false, true]));
+    assert_eq!(matrix(&data, 1).present, Some(vec![true, false, true, true]));
     assert_eq!(data.columns["group"], [0, 1, 2, 0]);
     assert_eq!(data.columns["fold"], [0, 0, 1, 1]);
     assert_eq!(data.ignored, ["file"]);

@@ -1,4 +1,4 @@
-use crate::support::{labelled, says};
+use crate::support::{labelled, matrix, says, vectors};
 use mm_core::{Modal, Modalities};
 use mm_data::{Dataset, Matrix};
 
@@ -31,7 +31,7 @@ fn single_nan_and_infinity_are_refused_and_a_row_of_nan_is_missing() {
     let error = set(vec![0, 1], 2, vec![f32::INFINITY, 1.0, 2.0, 3.0]).unwrap_err();
     says(&error, &["toy", "row 0", "`audio`", "column 0", "inf", "repair"]);
     let data = set(vec![0, 1], 2, vec![nan, nan, 2.0, 3.0]).unwrap();
-    let x = &data.inputs.values()[0];
+    let x = matrix(&data, 0);
     assert_eq!(x.present, Some(vec![false, true]));
     assert_eq!(x.values, [0.0, 0.0, 2.0, 3.0]);
     assert_eq!(x.present_count(), 1);
@@ -66,8 +66,8 @@ fn modalities_are_selected_in_order_and_unknown_ones_suggested() {
     let data = Dataset::new("toy", names, 2, Modal::new(vec![x(1.0), x(2.0), x(3.0)]), vec![0, 1]).unwrap();
     let two = data.select_modalities(&["text".to_owned(), "audio".to_owned()]).unwrap();
     assert_eq!(two.modalities.names(), ["text", "audio"]);
-    assert_eq!(two.inputs.values()[0].values, [3.0, 3.0]);
-    assert_eq!(two.dims(), [("text".to_owned(), 1), ("audio".to_owned(), 1)]);
+    assert_eq!(matrix(&two, 0).values, [3.0, 3.0]);
+    assert_eq!(two.shapes(), vectors(&[("text", 1), ("audio", 1)]));
     let error = data.select_modalities(&["vidio".to_owned()]).unwrap_err();
     says(&error, &["data.modalities", "\"vidio\"", "audio, video, text", "did you mean `video`?"]);
     says(&data.select_modalities(&[]).unwrap_err(), &["data.modalities"]);

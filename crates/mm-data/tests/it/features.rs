@@ -1,4 +1,4 @@
-use crate::support::{Entry, entries, floats, integers, says, with, write};
+use crate::support::{Entry, entries, floats, integers, matrix, says, vectors, with, write};
 use mm_data::{DataConfig, DataError, Dataset, FeaturesConfig, Splits, load_inputs};
 use safetensors::Dtype;
 use std::path::Path;
@@ -27,13 +27,13 @@ fn a_set_with_missing_rows_comes_back() {
     let path = write(folder.path(), &all, Some("sad, calm,happy"));
     let config = DataConfig::Features(FeaturesConfig::new(&path));
     let summary = config.peek().unwrap();
-    assert_eq!(summary.modalities, [("audio".to_owned(), 2), ("video".to_owned(), 1)]);
+    assert_eq!(summary.modalities, vectors(&[("audio", 2), ("video", 1)]));
     assert_eq!((summary.classes, summary.rows), (Some(3), Some(12)));
     let (data, splits) = config.load(0).unwrap();
     assert_eq!((data.name.as_str(), data.classes), ("set", 3));
     assert_eq!(data.class_names, ["sad", "calm", "happy"]);
     assert_eq!(data.labels, [0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1, 2]);
-    let (audio, seen) = (&data.inputs.values()[0], &data.inputs.values()[1]);
+    let (audio, seen) = (matrix(&data, 0), matrix(&data, 1));
     assert_eq!((audio.row(2), audio.row(3)), (&[4.0, 5.0][..], &[0.0, 0.0][..]));
     assert!(audio.is_present(2) && !audio.is_present(3));
     assert_eq!(seen.present_count(), 10);
@@ -67,7 +67,7 @@ fn every_number_type_is_read() {
     let double: Vec<u8> = [1f64; 12].iter().flat_map(|v| v.to_le_bytes()).collect();
     for (dtype, bytes) in [(Dtype::F16, half), (Dtype::BF16, brain), (Dtype::F64, double)] {
         let (data, _) = load(&with(Entry { name: "x_video", dtype, shape: vec![12, 1], bytes })).unwrap();
-        assert_eq!(data.inputs.values()[1].values, [1.0; 12], "{dtype:?}");
+        assert_eq!(matrix(&data, 1).values, [1.0; 12], "{dtype:?}");
     }
     let labels = [0u8, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1, 2];
     for (dtype, width) in [

@@ -7,6 +7,7 @@ mod dataset;
 mod features;
 mod hostile;
 mod loader;
+mod pack;
 mod splits;
 mod standardize;
 mod support;

@@ -22,7 +22,7 @@ fn mean_and_spread_are_those_of_the_present_training_rows() {
     assert!((s.std(M)[0] - (8.0f64 / 3.0).sqrt()).abs() < 1e-12);
     assert_eq!(s.std(M)[1], 1.0, "a constant feature");
     s.apply(&mut data).unwrap();
-    let x = &data.inputs[M];
+    let x = data.inputs[M].matrix().unwrap();
     assert_eq!(x.row(1)[0], 0.0);
     assert_eq!(x.row(2), [0.0, 0.0], "a missing row stays zero");
     assert_eq!(x.row(4)[0], (4.0 / (8.0f64 / 3.0).sqrt()) as f32);

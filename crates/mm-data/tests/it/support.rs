@@ -2,7 +2,7 @@
 
 #![allow(clippy::disallowed_types)] // `safetensors::serialize` takes its metadata as a HashMap
 
-use mm_core::{Modal, Modalities};
+use mm_core::{Modal, Modalities, RowShape};
 use mm_data::{Dataset, Matrix};
 use safetensors::tensor::{Dtype, TensorView, serialize};
 use std::collections::HashMap;
@@ -77,4 +77,14 @@ pub(crate) fn says(error: &impl std::fmt::Display, pieces: &[&str]) {
     for piece in pieces {
         assert!(text.contains(piece), "{text:?} does not say {piece:?}");
     }
+}
+
+/// The vectors of the modality with this number.
+pub(crate) fn matrix(data: &Dataset, m: usize) -> &Matrix {
+    data.inputs.values()[m].matrix().unwrap()
+}
+
+/// Names of modalities with vectors of these widths.
+pub(crate) fn vectors(widths: &[(&str, usize)]) -> Vec<(String, RowShape)> {
+    widths.iter().map(|&(name, width)| (name.to_owned(), RowShape::fixed([width]))).collect()
 }

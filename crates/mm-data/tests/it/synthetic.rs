@@ -1,4 +1,4 @@
-use crate::support::says;
+use crate::support::{matrix, says};
 use mm_core::Modality;
 use mm_data::{SourceConfig, State, Synthetic, SyntheticConfig};
 
@@ -7,7 +7,7 @@ fn small() -> SyntheticConfig {
 }
 
 fn bits(set: &Synthetic, m: usize) -> Vec<u32> {
-    set.dataset.inputs[Modality::new(m)].values.iter().map(|v| v.to_bits()).collect()
+    matrix(&set.dataset, m).values.iter().map(|v| v.to_bits()).collect()
 }
 
 #[test]
@@ -29,7 +29,7 @@ fn a_part_or_a_modality_does_not_disturb_the_others() {
     let mut config = SyntheticConfig { n_train: 610, ..small() };
     config.sources[1].noise = 2.0;
     let b = config.generate().unwrap();
-    let x = |set: &Synthetic, row: usize| set.dataset.inputs[Modality::new(0)].row(row).to_vec();
+    let x = |set: &Synthetic, row: usize| matrix(&set.dataset, 0).row(row).to_vec();
     for (row, other) in a.splits.test.iter().zip(&b.splits.test) {
         assert_eq!(x(&a, *row), x(&b, *other));
     }
@@ -61,7 +61,7 @@ fn shares_are_realised() {
     near("conflict", count(State::Conflict), 0.1);
     near("weak", count(State::Weak), 0.3);
     near("present", set.dataset.inputs[Modality::new(0)].present_count(), 0.75);
-    assert_eq!(set.dataset.inputs[Modality::new(1)].present, None);
+    assert_eq!(matrix(&set.dataset, 1).present, None);
     let column: Vec<i64> = states.iter().map(|&s| s as i64).collect();
     assert_eq!(set.dataset.columns["state_fast"], column);
     let counts = set.dataset.class_counts(&set.splits.train);

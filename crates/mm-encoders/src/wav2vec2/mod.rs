@@ -263,6 +263,25 @@ impl Encoder for Wav2Vec2 {
         }
     }
 
+    fn forward_padded(&self, x: &Tensor, lengths: &[usize], mode: Mode) -> Result<Tensor> {
+        if self.config.pooling == Pooling::None {
+            bail!(
+                "clips of different lengths have different numbers of frames, which no fusion is told of: set pooling = \
+                 \"mean\", or prepare the data with a fixed length"
+            );
+        }
+        // A row without a clip stands in with one frame of silence, whose features are then taken away.
+        let least = self.config.least_samples();
+        let stand_in: Vec<usize> = lengths.iter().map(|&l| if l == 0 { least } else { l }).collect();
+        let h = self.pooled(x, Some(&stand_in), mode)?;
+        if stand_in == lengths {
+            return Ok(h);
+        }
+        let real: Vec<u8> = lengths.iter().map(|&l| u8::from(l > 0)).collect();
+        let real = Tensor::from_vec(real, (lengths.len(), 1), h.device())?.broadcast_as(h.shape())?;
+        real.where_cond(&h, &h.zeros_like()?)
+    }
+
     fn dim(&self) -> usize {
         self.config.hidden_size
     }

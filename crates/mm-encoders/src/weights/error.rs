@@ -50,7 +50,7 @@ pub enum WeightsError {
 }
 
 impl WeightsError {
-    pub(super) fn invalid(file: &str, rule: impl Into<String>, remedy: impl Into<String>) -> Self {
+    pub(crate) fn invalid(file: &str, rule: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self::Invalid { file: file.to_owned(), rule: rule.into(), remedy: remedy.into() }
     }
 

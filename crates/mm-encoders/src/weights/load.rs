@@ -4,7 +4,7 @@ use super::error::{Result, WeightsError, shown};
 use super::{Weights, file};
 use candle_core::{Tensor, Var};
 use mm_core::ParamStore;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
@@ -14,7 +14,8 @@ const LISTED: usize = 10;
 const CANDIDATES: usize = 5000;
 
 /// What happens where checkpoint and model differ.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Matching {
     /// Every parameter and buffer gets its tensor, and every tensor that is not left out by name has a place.
     #[default]

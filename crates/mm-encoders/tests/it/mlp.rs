@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device, Tensor, Var};
 use mm_core::model::to_host;
-use mm_core::{Encoder, Mode, ParamStore, StepRng};
+use mm_core::{Encoder, Mode, ParamStore, RowShape, StepRng};
 use mm_encoders::{Activation, EncoderConfig, Mlp, MlpConfig, Norm};
 use mm_testkit::gradients::probe;
 use mm_testkit::{assert_close, check_gradients};
@@ -152,7 +152,12 @@ fn inputs_that_do_not_fit_are_named() {
     let error = encoder.forward(&normal(&[4, 5]), Mode::Eval).unwrap_err().to_string();
     assert!(error.contains("rows of 6 numbers, got inputs [4, 5]"), "{error}");
     let mut store = ParamStore::new(0, DType::F32, &Device::Cpu);
-    assert!(EncoderConfig::default().build(store.root(), 0).is_err());
+    assert!(EncoderConfig::default().build(store.root(), &RowShape::fixed([0])).is_err());
     let bad = EncoderConfig::Mlp(MlpConfig { dim: 0, ..MlpConfig::default() });
-    assert!(bad.build(store.root(), 6).unwrap_err().to_string().contains("dim = 0: must be at least 1"));
+    assert!(
+        bad.build(store.root(), &RowShape::fixed([6]))
+            .unwrap_err()
+            .to_string()
+            .contains("dim = 0: must be at least 1")
+    );
 }

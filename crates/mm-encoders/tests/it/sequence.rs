@@ -4,14 +4,14 @@ use candle_core::{DType, Device, Tensor, Var};
 use mm_core::model::to_host;
 use mm_core::{Encoder, Gradients, Mode, ParamStore, StepRng};
 use mm_encoders::conformer::Padding;
-use mm_encoders::sequence::Kind;
+use mm_encoders::sequence::Network;
 use mm_encoders::{Mask, SequenceConfig, SequenceEncoder};
 use mm_testkit::gradients::probe;
 use mm_testkit::{assert_close, check_gradients};
 
 fn both() -> [SequenceConfig; 2] {
     let lstm = SequenceConfig { dim: 4, layers: 2, heads: 2, ..SequenceConfig::default() };
-    [lstm.clone(), SequenceConfig { kind: Kind::Transformer, feed_forward: Some(6), ..lstm }]
+    [lstm.clone(), SequenceConfig { network: Network::Transformer, feed_forward: Some(6), ..lstm }]
 }
 
 fn build(config: &SequenceConfig, dtype: DType) -> (SequenceEncoder, ParamStore) {

@@ -3,7 +3,7 @@
 use super::draws::uniform;
 use candle_core::{DType, Device, Tensor, Var};
 use mm_core::{Mode, ParamStore, StepRng};
-use mm_encoders::sequence::Kind;
+use mm_encoders::sequence::Network;
 use mm_encoders::{Mask, SequenceConfig};
 use mm_testkit::Golden;
 
@@ -16,7 +16,7 @@ fn lstms_and_transformers_are_pytorchs() {
     let golden = Golden::open("sequence");
     let lstm = SequenceConfig { dim: 8, dropout: 0.0, ..SequenceConfig::default() };
     let transformer = SequenceConfig {
-        kind: Kind::Transformer,
+        network: Network::Transformer,
         layers: 2,
         heads: 2,
         feed_forward: Some(12),

@@ -1,0 +1,394 @@
+//! Making a pack: shard after shard, each complete or not there.
+
+use super::{Element, FORMAT, FileEntry, Index, PackedModality};
+use crate::DataError;
+use crate::dataset::hex;
+use rayon::prelude::*;
+use safetensors::tensor::{Dtype, TensorView};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+/// What a pack is to hold.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// What the data set is called.
+    pub name: String,
+    /// How the rows are made; a pack that was begun with another preset is not gone on with.
+    pub preset: serde_json::Value,
+    /// The modalities.
+    pub modalities: Vec<PlannedModality>,
+    /// Names of the classes.
+    pub classes: Vec<String>,
+    /// The id of each row, unique.
+    pub ids: Vec<String>,
+    /// The class of each row.
+    pub labels: Vec<u32>,
+    /// Other integer columns.
+    pub columns: BTreeMap<String, Vec<i64>>,
+    /// Named lists of rows, whose names end in `_index`.
+    pub indices: BTreeMap<String, Vec<usize>>,
+    /// Rows in a shard; at least 1.
+    pub rows_per_shard: usize,
+}
+
+/// One modality that is to be written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlannedModality {
+    /// Its name.
+    pub name: String,
+    /// Sizes of a row; where `ragged`, the first is ignored.
+    pub dims: Vec<usize>,
+    /// Whether rows differ in their first size.
+    pub ragged: bool,
+    /// Type of the values.
+    pub element: Element,
+}
+
+/// The values of one row of one modality.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Row {
+    /// Numbers, which are converted to the type of the modality. `U8` takes them from 0 to 1, `I16` from -1 to 1.
+    Floats(Vec<f32>),
+    /// Bytes, for `U8` alone.
+    Bytes(Vec<u8>),
+}
+
+/// How far [`write`] has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WriteProgress {
+    /// Rows done, those of an earlier call counted in.
+    pub done: usize,
+    /// Rows in all.
+    pub rows: usize,
+}
+
+/// How [`write`] ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Written {
+    /// The pack is complete.
+    Done {
+        /// Rows that this call made; 0 if the pack was complete before.
+        made: usize,
+    },
+    /// It was stopped, and the same call goes on where it was.
+    Stopped {
+        /// Rows in complete shards.
+        done: usize,
+    },
+}
+
+/// What is kept beside a complete shard until the index is written.
+#[derive(Debug, Serialize, Deserialize)]
+struct Sidecar {
+    plan: String,
+    entry: FileEntry,
+    /// By modality.
+    lengths: Vec<Vec<usize>>,
+}
+
+/// Writes a pack into `dir`. `read` makes the values of a row and a modality, `None` where the row lacks it; it is called
+/// by all threads, in no order. Errors are the first by row.
+///
+/// A pack that is there already, made by the same plan, is left as it is. One by another plan is refused.
+pub fn write(
+    dir: &Path,
+    plan: &Plan,
+    read: &(dyn Fn(usize, usize) -> Result<Option<Row>, DataError> + Sync),
+    progress: &(dyn Fn(WriteProgress) + Sync),
+    stop: &AtomicBool,
+) -> Result<Written, DataError> {
+    let place = dir.display().to_string();
+    check(&place, plan)?;
+    let rows = plan.ids.len();
+    let fingerprint = fingerprint(plan);
+    if dir.join("index.json").exists() {
+        let (index, _) = super::read::read_index(dir)?;
+        let same = index.preset == stamped(plan, &fingerprint);
+        if same {
+            return Ok(Written::Done { made: 0 });
+        }
+        let rule = "holds a pack of other rows or another preset";
+        return Err(DataError::invalid(&place, rule, "choose another folder, or delete this one"));
+    }
+    std::fs::create_dir_all(dir).map_err(|source| failed(&place, source))?;
+    let mut shards = Vec::new();
+    let mut lengths: Vec<Vec<usize>> = vec![Vec::with_capacity(rows); plan.modalities.len()];
+    let (mut done, mut made) = (0, 0);
+    let size = plan.rows_per_shard.max(1);
+    for (s, start) in (0..rows).step_by(size).enumerate() {
+        let end = (start + size).min(rows);
+        let file = format!("shard-{s:05}.safetensors");
+        let sidecar = dir.join(format!("{file}.json"));
+        let part = match earlier(&sidecar, &fingerprint, dir, &file) {
+            Some(part) => part,
+            None => {
+                if stop.load(Ordering::Relaxed) {
+                    return Ok(Written::Stopped { done });
+                }
+                let count = AtomicUsize::new(done);
+                let tick = || {
+                    let done = count.fetch_add(1, Ordering::Relaxed) + 1;
+                    progress(WriteProgress { done, rows });
+                };
+                let Some((bytes, lengths)) = shard(plan, start..end, read, &tick, stop)? else {
+                    return Ok(Written::Stopped { done });
+                };
+                let entry = put(dir, &file, &bytes, end - start)?;
+                let part = Sidecar { plan: fingerprint.clone(), entry, lengths };
+                let text = serde_json::to_vec(&part).unwrap_or_default();
+                put(dir, &format!("{file}.json"), &text, 0)?;
+                made += end - start;
+                part
+            }
+        };
+        for (all, own) in lengths.iter_mut().zip(&part.lengths) {
+            all.extend(own);
+        }
+        shards.push(part.entry);
+        done = end;
+        progress(WriteProgress { done, rows });
+    }
+    let table = put(dir, "table.safetensors", &table(&place, plan, &lengths)?, rows)?;
+    let modalities = plan.modalities.iter().zip(&lengths).map(|(m, lengths)| {
+        let mut dims = m.dims.clone();
+        if m.ragged
+            && let Some(first) = dims.first_mut()
+        {
+            *first = lengths.iter().copied().max().unwrap_or(0).max(1);
+        }
+        PackedModality { name: m.name.clone(), dims, ragged: m.ragged, element: m.element }
+    });
+    let index = Index {
+        format: FORMAT,
+        name: plan.name.clone(),
+        preset: stamped(plan, &fingerprint),
+        rows,
+        classes: plan.classes.clone(),
+        modalities: modalities.collect(),
+        shards: shards.clone(),
+        table,
+        ids: plan.ids.clone(),
+    };
+    let text = serde_json::to_vec_pretty(&index)
+        .map_err(|e| DataError::invalid(&place, format!("the index cannot be written ({e})"), "see above"))?;
+    put(dir, "index.json", &text, 0)?;
+    for entry in &shards {
+        let _ = std::fs::remove_file(dir.join(format!("{}.json", entry.file)));
+    }
+    Ok(Written::Done { made })
+}
+
+fn check(place: &str, plan: &Plan) -> Result<(), DataError> {
+    let fault = |rule: String, remedy: &str| Err(DataError::invalid(place, rule, remedy));
+    let rows = plan.ids.len();
+    if rows == 0 {
+        return fault("there are no rows to prepare".into(), "look at the folder of the raw files");
+    }
+    if plan.labels.len() != rows || plan.columns.values().any(|c| c.len() != rows) {
+        return fault(
+            format!("labels or columns have another length than the {rows} ids"),
+            "give one per row",
+        );
+    }
+    let mut ids: Vec<&str> = plan.ids.iter().map(String::as_str).collect();
+    ids.sort_unstable();
+    if let Some(pair) = ids.windows(2).find(|pair| pair[0] == pair[1]) {
+        return fault(format!("the id `{}` appears twice", pair[0]), "give every row an id of its own");
+    }
+    for m in &plan.modalities {
+        if m.dims.is_empty() || m.dims.iter().skip(usize::from(m.ragged)).any(|&d| d == 0) {
+            return fault(format!("modality `{}` has rows of {:?}", m.name, m.dims), "no size may be 0");
+        }
+    }
+    if plan.modalities.is_empty() {
+        return fault("there are no modalities".into(), "name at least one");
+    }
+    Ok(())
+}
+
+/// What a pack of this plan is told by: preset, rows, labels, everything but the values.
+fn fingerprint(plan: &Plan) -> String {
+    let mut hasher = Sha256::new();
+    let mut put = |text: &str| {
+        hasher.update((text.len() as u64).to_le_bytes());
+        hasher.update(text.as_bytes());
+    };
+    put(&plan.name);
+    put(&plan.preset.to_string());
+    put(&format!("{:?}", plan.modalities));
+    put(&format!("{:?}", plan.classes));
+    put(&format!("{:?}{:?}", plan.columns, plan.indices));
+    put(&format!("{:?}{}", plan.labels, plan.rows_per_shard));
+    plan.ids.iter().for_each(|id| put(id));
+    hex(&hasher.finalize())
+}
+
+fn stamped(plan: &Plan, fingerprint: &str) -> serde_json::Value {
+    serde_json::json!({ "settings": plan.preset, "plan": fingerprint })
+}
+
+/// A shard that an earlier call completed.
+fn earlier(sidecar: &Path, fingerprint: &str, dir: &Path, file: &str) -> Option<Sidecar> {
+    let part: Sidecar = serde_json::from_slice(&std::fs::read(sidecar).ok()?).ok()?;
+    let size = std::fs::metadata(dir.join(file)).ok()?.len();
+    (part.plan == fingerprint && part.entry.file == file && part.entry.bytes == size).then_some(part)
+}
+
+type Bytes = (Vec<u8>, usize);
+
+/// The bytes of a shard and the lengths of its rows, or nothing where it was told to stop.
+fn shard(
+    plan: &Plan,
+    rows: std::ops::Range<usize>,
+    read: &(dyn Fn(usize, usize) -> Result<Option<Row>, DataError> + Sync),
+    tick: &(dyn Fn() + Sync),
+    stop: &AtomicBool,
+) -> Result<Option<(Vec<u8>, Vec<Vec<usize>>)>, DataError> {
+    let one = |row: usize| -> Result<Option<Vec<Bytes>>, DataError> {
+        if stop.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
+        let values = (0..plan.modalities.len()).map(|m| encode(plan, row, m, read(row, m)?));
+        let values = values.collect::<Result<Vec<_>, _>>()?;
+        tick();
+        Ok(Some(values))
+    };
+    // Every row is made before an error is reported, so that it is the first by row whatever thread was first.
+    let made: Vec<Result<Option<Vec<Bytes>>, DataError>> = rows.clone().into_par_iter().map(one).collect();
+    let mut all: Vec<Vec<Bytes>> = Vec::with_capacity(rows.len());
+    for row in made {
+        match row? {
+            Some(row) => all.push(row),
+            None => return Ok(None),
+        }
+    }
+    let mut blocks = Vec::new();
+    let mut lengths = Vec::new();
+    for (m, modality) in plan.modalities.iter().enumerate() {
+        let own: Vec<usize> = all.iter().map(|row| row[m].1).collect();
+        let data: Vec<u8> = all.iter().flat_map(|row| row[m].0.iter().copied()).collect();
+        let mut shape = modality.dims.clone();
+        if modality.ragged {
+            shape[0] = own.iter().sum();
+        } else {
+            shape.insert(0, rows.len());
+        }
+        blocks.push((format!("x_{}", modality.name), modality.element.dtype(), shape, data));
+        lengths.push(own);
+    }
+    Ok(Some((serialize("shard", &blocks)?, lengths)))
+}
+
+/// The bytes of a row and its length.
+fn encode(plan: &Plan, row: usize, m: usize, values: Option<Row>) -> Result<Bytes, DataError> {
+    let modality = &plan.modalities[m];
+    let inner: usize = modality.dims.iter().skip(1).product();
+    let first = modality.dims[0];
+    let fault = |rule: String| {
+        let place = format!("row {row} (`{}`), modality `{}`", plan.ids[row], modality.name);
+        DataError::row(&plan.name, place, rule, "mend or leave out the clip")
+    };
+    let Some(values) = values else {
+        let stored = if modality.ragged { 0 } else { first * inner * modality.element.size() };
+        return Ok((vec![0; stored], 0));
+    };
+    let count = match &values {
+        Row::Floats(values) => values.len(),
+        Row::Bytes(values) => values.len(),
+    };
+    let fits =
+        if modality.ragged { count > 0 && count.is_multiple_of(inner) } else { count == first * inner };
+    if !fits {
+        return Err(fault(format!("has {count} values, which are no rows of {:?}", modality.dims)));
+    }
+    let bytes = match values {
+        Row::Bytes(bytes) if modality.element == Element::U8 => bytes,
+        Row::Bytes(_) => return Err(fault("has bytes for values of another type".into())),
+        Row::Floats(values) => {
+            if let Some(value) = values.iter().find(|v| !v.is_finite()) {
+                return Err(fault(format!("has the value {value}")));
+            }
+            match modality.element {
+                Element::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+                Element::F16 => {
+                    if let Some(value) = values.iter().find(|v| v.abs() > 65504.0) {
+                        return Err(fault(format!("has the value {value}, too large for 16 bits")));
+                    }
+                    values.iter().flat_map(|&v| half::f16::from_f32(v).to_le_bytes()).collect()
+                }
+                Element::I16 => {
+                    let round = |v: f32| (v * 32768.0).round_ties_even().clamp(-32768.0, 32767.0) as i16;
+                    values.iter().flat_map(|&v| round(v).to_le_bytes()).collect()
+                }
+                Element::U8 => {
+                    values.iter().map(|v| (v * 255.0).round_ties_even().clamp(0.0, 255.0) as u8).collect()
+                }
+            }
+        }
+    };
+    Ok((bytes, count / inner))
+}
+
+/// Labels, lengths, columns and index lists.
+fn table(place: &str, plan: &Plan, lengths: &[Vec<usize>]) -> Result<Vec<u8>, DataError> {
+    let integers = |name: String, values: &mut dyn Iterator<Item = i64>| {
+        let data: Vec<u8> = values.flat_map(i64::to_le_bytes).collect();
+        (name, Dtype::I64, vec![data.len() / 8], data)
+    };
+    let mut blocks = vec![integers("y".into(), &mut plan.labels.iter().map(|&y| i64::from(y)))];
+    for (m, lengths) in plan.modalities.iter().zip(lengths) {
+        let full = !m.ragged && lengths.iter().all(|&l| l == m.dims[0]);
+        if !full {
+            blocks.push(integers(format!("length_{}", m.name), &mut lengths.iter().map(|&l| l as i64)));
+        }
+    }
+    for (name, values) in &plan.columns {
+        blocks.push(integers(name.clone(), &mut values.iter().copied()));
+    }
+    for (name, rows) in &plan.indices {
+        blocks.push(integers(name.clone(), &mut rows.iter().map(|&r| r as i64)));
+    }
+    serialize(place, &blocks)
+}
+
+fn serialize(place: &str, blocks: &[(String, Dtype, Vec<usize>, Vec<u8>)]) -> Result<Vec<u8>, DataError> {
+    let fail = |e: safetensors::SafeTensorError| {
+        DataError::invalid(place, format!("tensors cannot be written ({e})"), "report this as a fault")
+    };
+    let views: Result<Vec<_>, _> = blocks
+        .iter()
+        .map(|(name, dtype, shape, data)| Ok((name, TensorView::new(*dtype, shape.clone(), data)?)))
+        .collect();
+    safetensors::serialize(views.map_err(fail)?, None).map_err(fail)
+}
+
+/// Writes a file under a temporary name, syncs and renames it.
+fn put(dir: &Path, name: &str, bytes: &[u8], rows: usize) -> Result<FileEntry, DataError> {
+    let path = dir.join(name);
+    let fail = |source| failed(&path.display().to_string(), source);
+    let mut file = tempfile::Builder::new().prefix(".tmp-").tempfile_in(dir).map_err(fail)?;
+    file.write_all(bytes).map_err(fail)?;
+    file.as_file().sync_all().map_err(fail)?;
+    let file = file.persist(&path).map_err(|e| fail(e.error))?;
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt as _;
+        file.set_permissions(std::fs::Permissions::from_mode(0o644)).map_err(fail)?;
+        std::fs::File::open(dir).and_then(|dir| dir.sync_all()).map_err(fail)?;
+    }
+    drop(file);
+    Ok(FileEntry {
+        file: name.to_owned(),
+        rows,
+        bytes: bytes.len() as u64,
+        sha256: hex(&Sha256::digest(bytes)),
+    })
+}
+
+fn failed(file: &str, source: std::io::Error) -> DataError {
+    DataError::Write { file: file.to_owned(), source }
+}
