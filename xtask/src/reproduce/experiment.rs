@@ -40,6 +40,15 @@ pub(crate) struct Experiment {
     /// Files that the data folder must have.
     #[serde(default)]
     pub(crate) requires: Option<Requires>,
+    /// Raw files that are made into a pack first; `{pack}` stands for it in the configuration.
+    #[serde(default)]
+    pub(crate) prepare: Option<Prepare>,
+    /// Methods unless `--method` says otherwise; none means all.
+    #[serde(default)]
+    pub(crate) methods_by_default: Vec<String>,
+    /// Experiments that belong to it: they run after it, each into a folder of its own, and print their own tables.
+    #[serde(default)]
+    pub(crate) also: Vec<String>,
     /// Splits; none means one, that of the base configuration.
     #[serde(default)]
     pub(crate) folds: Vec<Fold>,
@@ -57,6 +66,19 @@ pub(crate) struct Experiment {
     /// Numbers to compare with.
     #[serde(default)]
     pub(crate) reference: Vec<Reference>,
+}
+
+/// How raw files become a pack.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Prepare {
+    /// The data set as `mm data prepare` names it.
+    pub(crate) dataset: String,
+    /// The folder of the raw files.
+    pub(crate) raw: String,
+    /// The recipe as `mm data prepare --recipe` reads it.
+    #[serde(default)]
+    pub(crate) recipe: Table,
 }
 
 /// The data that an experiment needs.
@@ -159,6 +181,9 @@ impl Experiment {
         }
         for fusion in &self.fusions {
             choose("fusion", fusion, &FUSIONS)?;
+        }
+        for method in &self.methods_by_default {
+            choose("method", method, &METHODS)?;
         }
         let modalities: Vec<&str> = self.modalities.iter().map(String::as_str).collect();
         for modality in self.not_alone.keys() {

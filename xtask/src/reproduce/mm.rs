@@ -66,6 +66,11 @@ impl Program {
         Ok(Self { path, commit: std::env::var("MM_COMMIT").ok().or_else(commit), threads })
     }
 
+    /// The program itself.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// The call for a run; what it prints goes to the run's log.
     pub(crate) fn command(&self, layout: &Layout, runs: &[Run], run: &Run) -> Result<Command> {
         let mut command = Command::new(&self.path);

@@ -4,6 +4,7 @@ mod agreement;
 mod experiment;
 mod methods;
 mod mm;
+mod pack;
 mod plan;
 mod pool;
 mod present;
@@ -40,10 +41,10 @@ use tuned::Tuned;
 /// The experiments are files in `experiments/`. `synthetic`, the default, makes its data itself; the others read
 /// feature files from `--data`. Runs that are done are kept: the same command again only does what is missing, after
 /// an interrupt too. Beside the table, OUT/table.md and OUT/results.json are written; OUT/runs has one folder per run.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
-    /// synthetic, cremad-perception, ravdess-features, mosi or tcga-breast
+    /// synthetic, cremad-perception, ravdess-features, ravdess-audio, mosi or tcga-breast
     #[arg(default_value = experiment::DEFAULT)]
     pub(crate) experiment: String,
     /// The folder with the data sets [default: ../shared/data beside the workspace, if it exists]
@@ -51,7 +52,8 @@ pub(crate) struct Args {
     pub(crate) data: Option<PathBuf>,
     /// Methods to run: unimodal, ensemble, joint, multi-loss, sum-ce, mlb, ogm, ogm-ge, opm, opm+ogm, lfm-heuristic,
     /// lfm-learned, multimodal-loss
-    #[arg(long, value_name = "NAME[,NAME]", value_delimiter = ',', default_value = "all")]
+    /// or all [default: the experiment's]
+    #[arg(long, value_name = "NAME[,NAME]", value_delimiter = ',')]
     pub(crate) method: Vec<String>,
     /// Fusions to run: late-linear, concat, sum, mid-mlp, film, gated, transformer [default: the experiment's]
     #[arg(long, value_name = "NAME[,NAME]", value_delimiter = ',')]
@@ -88,6 +90,7 @@ Examples:
   cargo xtask reproduce --seeds 2 --method joint,mlb          a quick look
   cargo xtask reproduce mosi --data ~/data                    three modalities, from ~/data/mosi-bclstm
   cargo xtask reproduce ravdess-features --folds fold0,fold3  two of the five folds
+  cargo xtask reproduce ravdess-audio --data ~/data           from raw wav files: Conformer and ResNet-18
   cargo xtask reproduce --fusion film,gated --out film-gated  other fusions, other folder
   cargo xtask reproduce --set optim.lr=0.01 --dry-run         what would be run
 
@@ -98,6 +101,24 @@ const TAIL: usize = 20;
 
 /// Runs the task.
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+    let first = Experiment::load(&experiments(), &args.experiment)?;
+    let mut code = one(args)?;
+    for (i, name) in first.also.iter().enumerate() {
+        if code != ExitCode::SUCCESS {
+            return Ok(code);
+        }
+        // Its own folder: beside the workspace's others, or below the one that was asked for.
+        let out = args.out.as_ref().map(|out| out.join(name));
+        if !args.dry_run {
+            println!("\n[{} of {}] {name}\n", i + 2, first.also.len() + 1);
+        }
+        code = one(&Args { experiment: name.clone(), out, ..args.clone() })?;
+    }
+    Ok(code)
+}
+
+/// Runs one experiment.
+fn one(args: &Args) -> Result<ExitCode> {
     let began = Instant::now();
     let folder = experiments();
     let mut experiment = Experiment::load(&folder, &args.experiment)?;
@@ -107,9 +128,10 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         Err(_) if args.dry_run => "{data}".to_owned(),
         found => found?,
     };
-    let runs = plan::plan(&experiment, &selection, &data)?;
     let out = args.out.clone().unwrap_or_else(|| root().join("reproduce").join(&experiment.name));
     let layout = Layout::new(std::path::absolute(out)?);
+    let (folders, pack) = pack::planned(&experiment, &layout, data)?;
+    let runs = plan::plan(&experiment, &selection, &folders)?;
     if args.dry_run {
         list(&layout, &runs);
         return Ok(ExitCode::SUCCESS);
@@ -119,6 +141,11 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let interrupt = Interrupt::listen()?;
     prepare(&layout, &runs, args.fresh)?;
     let jobs = Jobs::new(args.jobs);
+    if let Some(pack) = pack
+        && !pack::make(&pack, args.device.as_deref())?
+    {
+        return Ok(interrupted(&layout, &runs, args.fresh));
+    }
     let Some(outcomes) = execute(&layout, &runs, &jobs, args.device.as_deref(), &interrupt)? else {
         return Ok(interrupted(&layout, &runs, args.fresh));
     };

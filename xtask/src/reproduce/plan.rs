@@ -24,6 +24,15 @@ pub(crate) struct Selection {
     pub(crate) set: Vec<(String, Value)>,
 }
 
+/// The folders that configurations name.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Folders {
+    /// What `{data}` stands for.
+    pub(crate) data: String,
+    /// What `{pack}` stands for.
+    pub(crate) pack: String,
+}
+
 /// One row of the table: the same method under several seeds and folds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Variant {
@@ -58,7 +67,12 @@ impl Selection {
     /// Checks the names on the command line against the experiment.
     pub(crate) fn new(experiment: &Experiment, args: &Args) -> Result<Self> {
         let mut methods = Vec::new();
-        for name in &args.method {
+        let asked = match (args.method.as_slice(), experiment.methods_by_default.as_slice()) {
+            ([], []) => vec!["all".to_owned()],
+            ([], usual) => usual.to_vec(),
+            (asked, _) => asked.to_vec(),
+        };
+        for name in &asked {
             if name == "all" {
                 methods.extend(METHODS);
             } else {
@@ -117,7 +131,7 @@ impl Selection {
 
 /// Every run of a selection: fold by fold and seed by seed, so that what is done first can be compared first;
 /// ensembles follow their members.
-pub(crate) fn plan(experiment: &Experiment, selection: &Selection, data: &str) -> Result<Vec<Run>> {
+pub(crate) fn plan(experiment: &Experiment, selection: &Selection, data: &Folders) -> Result<Vec<Run>> {
     let mut runs: Vec<Run> = Vec::new();
     let folds: Vec<Option<&Fold>> =
         if selection.folds.is_empty() { vec![None] } else { selection.folds.iter().map(Some).collect() };
@@ -207,7 +221,7 @@ fn config(
     variant: &Variant,
     fold: Option<&Fold>,
     seed: u64,
-    data: &str,
+    data: &Folders,
 ) -> Result<String> {
     let mut config = Table::new();
     config.insert("name".to_owned(), Value::String(format!("{}-{}", experiment.name, variant.method)));
@@ -239,7 +253,8 @@ fn config(
     }
     selection.lay_over(&mut config)?;
     let mut config = Value::Table(config);
-    settings::fill_in(&mut config, data);
+    settings::fill_in(&mut config, "{data}", &data.data);
+    settings::fill_in(&mut config, "{pack}", &data.pack);
     Ok(toml::to_string(&config)?)
 }
 
@@ -255,7 +270,7 @@ fn run_id(variant: &Variant, fold: Option<&str>, seed: u64, config: &str) -> Str
 }
 
 /// FNV-1a: short, and the same everywhere and for ever, unlike the standard library's hasher.
-fn fnv1a(bytes: &[u8]) -> u64 {
+pub(super) fn fnv1a(bytes: &[u8]) -> u64 {
     bytes
         .iter()
         .fold(0xcbf2_9ce4_8422_2325, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
@@ -317,7 +332,8 @@ pub(crate) mod tests {
     pub(crate) fn small(line: &str) -> (Experiment, Selection, Vec<Run>) {
         let experiment = Experiment::parse("small", SMALL).expect("valid");
         let selection = Selection::new(&experiment, &args(line)).expect("valid options");
-        let runs = plan(&experiment, &selection, "folder").expect("valid plan");
+        let runs = plan(&experiment, &selection, &Folders { data: "folder".into(), ..Folders::default() })
+            .expect("valid plan");
         (experiment, selection, runs)
     }
 

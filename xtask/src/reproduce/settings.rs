@@ -60,12 +60,12 @@ pub(crate) fn parse(assignment: &str) -> Result<(String, Value)> {
     Ok((key.to_owned(), value.unwrap_or_else(|| Value::String(text.trim().to_owned()))))
 }
 
-/// Replaces `{data}` in every text.
-pub(crate) fn fill_in(value: &mut Value, data: &str) {
+/// Replaces a name such as `{data}` in every text.
+pub(crate) fn fill_in(value: &mut Value, name: &str, folder: &str) {
     match value {
-        Value::String(text) => *text = text.replace("{data}", data),
-        Value::Array(items) => items.iter_mut().for_each(|item| fill_in(item, data)),
-        Value::Table(table) => table.iter_mut().for_each(|(_, item)| fill_in(item, data)),
+        Value::String(text) => *text = text.replace(name, folder),
+        Value::Array(items) => items.iter_mut().for_each(|item| fill_in(item, name, folder)),
+        Value::Table(table) => table.iter_mut().for_each(|(_, item)| fill_in(item, name, folder)),
         _ => {}
     }
 }
@@ -131,7 +131,7 @@ mod tests {
     #[test]
     fn fills_in_the_data_folder() {
         let mut value = Value::Table(table("a.path = '{data}/x'\nb = ['{data}', 'y']"));
-        fill_in(&mut value, "folder");
+        fill_in(&mut value, "{data}", "folder");
         assert_eq!(value, Value::Table(table("a.path = 'folder/x'\nb = ['folder', 'y']")));
     }
 }

@@ -1,14 +1,14 @@
 //! `cargo xtask tune`: chooses a setting of every method, fold by fold, by validation accuracy.
 
 use super::experiment::{DEFAULT, Experiment};
-use super::methods::{ENSEMBLE, METHODS};
+use super::methods::ENSEMBLE;
 use super::mm::Layout;
-use super::plan::{Run, Selection, plan};
+use super::plan::{Folders, Run, Selection, plan};
 use super::record::Record;
 use super::summary::Outcome;
 use super::tuned::{self, Choices, Tune, WHOLE};
 use super::{
-    Jobs, data_folder, execute, experiments, failed, interrupted, list, lock, prepare, typed_command,
+    Jobs, data_folder, execute, experiments, failed, interrupted, list, lock, pack, prepare, typed_command,
 };
 use crate::document::{Block, Grid, markdown, text};
 use crate::error::usage;
@@ -35,7 +35,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
     /// Methods to try; with less than all, the grid is printed and no choice is written
-    #[arg(long, value_name = "NAME[,NAME]", value_delimiter = ',', default_value = "all")]
+    #[arg(long, value_name = "NAME[,NAME]", value_delimiter = ',')]
     method: Vec<String>,
     /// Only the first so many seeds of the grid; the grid is printed and no choice is written
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=10_000))]
@@ -79,9 +79,10 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         Err(_) if args.dry_run => "{data}".to_owned(),
         found => found?,
     };
-    let (runs, values) = trials(&experiment, &selection, &tune, &data)?;
     let out = args.out.clone().unwrap_or_else(|| root().join("reproduce").join(format!("tune-{name}")));
     let layout = Layout::new(std::path::absolute(out)?);
+    let (folders, pack) = pack::planned(&experiment, &layout, data)?;
+    let (runs, values) = trials(&experiment, &selection, &tune, &folders)?;
     if args.dry_run {
         list(&layout, &runs);
         return Ok(ExitCode::SUCCESS);
@@ -91,6 +92,11 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let interrupt = Interrupt::listen()?;
     prepare(&layout, &runs, args.fresh)?;
     let jobs = Jobs::new(args.jobs);
+    if let Some(pack) = pack
+        && !pack::make(&pack, args.device.as_deref())?
+    {
+        return Ok(interrupted(&layout, &runs, args.fresh));
+    }
     let Some(outcomes) = execute(&layout, &runs, &jobs, args.device.as_deref(), &interrupt)? else {
         return Ok(interrupted(&layout, &runs, args.fresh));
     };
@@ -142,7 +148,9 @@ fn selected(experiment: &Experiment, tune: &Tune, args: &Args) -> Result<(Select
         }
         selection.seeds.truncate(seeds as usize);
     }
-    let whole = selection.methods.len() == METHODS.len() - 1 && selection.seeds.len() == tune.seeds.len();
+    let all = Selection::new(experiment, &super::Args { method: Vec::new(), ..wanted })?;
+    let every = all.methods.iter().filter(|&&method| method != ENSEMBLE).eq(&selection.methods);
+    let whole = every && selection.seeds.len() == tune.seeds.len();
     Ok((selection, whole))
 }
 
@@ -151,7 +159,7 @@ fn trials(
     experiment: &Experiment,
     selection: &Selection,
     tune: &Tune,
-    data: &str,
+    data: &Folders,
 ) -> Result<(Vec<Run>, Vec<usize>)> {
     let (mut runs, mut values) = (Vec::new(), Vec::new());
     for (position, &value) in tune.values.iter().enumerate() {

@@ -203,7 +203,7 @@ pub(crate) fn text(header: &[String], names: &[String], choices: &Choices) -> St
 mod tests {
     use super::*;
     use crate::reproduce::experiment::tests::SMALL;
-    use crate::reproduce::plan::{plan, tests::args};
+    use crate::reproduce::plan::{Folders, plan, tests::args};
 
     const TUNE: &str = "[tune]\nkey = 'optim.lr'\nvalues = [0.1, 0.02]\nseeds = [0]\n[methods.mlb]";
     const CHOSEN: &str = "[mlb]\nfold1 = 0.1\nfold2 = 0.02\n['unimodal:b']\nfold1 = 0.02\nfold2 = 0.02\n";
@@ -223,7 +223,7 @@ mod tests {
             let config: toml::Table = toml::from_str(config).expect("TOML");
             super::super::settings::get(&config, "optim.lr").and_then(toml::Value::as_float)
         };
-        plan(experiment, &selection, "folder")
+        plan(experiment, &selection, &Folders { data: "folder".into(), ..Folders::default() })
             .expect("valid")
             .iter()
             .map(|run| (run.label(), rate(&run.config)))

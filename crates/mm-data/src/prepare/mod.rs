@@ -1,0 +1,329 @@
+//! From raw files to a [pack](crate::pack): what a data set's folder holds, and what becomes of each file.
+//!
+//! ```text
+//! folder --list--> Listing: rows with an id, a label, and a Raw per modality --prepare--> pack
+//! ```
+//!
+//! A data set is a file of this folder with a function `list(raw)` that knows its public layout; it opens no clip. What
+//! becomes of a clip is its [`Treatment`]: a front-end of [`crate::audio`] for sound, a size for images, nothing for
+//! vectors. The treatment is written into the pack with all its settings, so a figure can always be traced to its
+//! front-end.
+//!
+//! | data set | folder | modalities |
+//! |---|---|---|
+//! | `ravdess` | speech clips `03-01-EE-II-SS-RR-AA.wav` in any folder below, `df_average_AUs_total.csv` | `audio`, `video` (35 action units of the face, averaged over the clip) |
+//! | `avmnist` | `pairs.csv` with `id, digit, speaker, split, wav, png` | `audio`, `image` |
+//! | `manifest` | `manifest.csv` with `id`, `label`, optionally `split` and integer columns, and a column of paths for each modality | those columns |
+
+mod avmnist;
+mod manifest;
+mod ravdess;
+
+use crate::audio::{FrontEnd, Planned};
+use crate::image::{Filter, Frame};
+use crate::pack::{Element, Plan, PlannedModality, Row, WriteProgress, Written, write};
+use crate::{DataError, npy};
+use mm_core::ConfigError;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+
+/// A data set whose folder can be listed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Source {
+    /// RAVDESS speech with facial action units.
+    Ravdess,
+    /// Spoken and written digits, paired by class.
+    AvMnist,
+    /// Any set, by a CSV file.
+    Manifest,
+}
+
+impl Source {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Ravdess, Self::AvMnist, Self::Manifest];
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ravdess => "ravdess",
+            Self::AvMnist => "avmnist",
+            Self::Manifest => "manifest",
+        }
+    }
+
+    /// The data set of that name.
+    pub fn named(name: &str) -> Result<Self, ConfigError> {
+        let names = Self::ALL.map(Self::name);
+        Self::ALL
+            .into_iter()
+            .find(|s| s.name() == name)
+            .ok_or_else(|| ConfigError::unknown("dataset", name, &names))
+    }
+
+    /// What its folder holds. No clip is opened.
+    pub fn list(self, raw: &Path) -> Result<Listing, DataError> {
+        let place = raw.display().to_string();
+        if !raw.is_dir() {
+            return Err(DataError::invalid(&place, "there is no such folder", "give the folder of the raw files"));
+        }
+        match self {
+            Self::Ravdess => ravdess::list(raw),
+            Self::AvMnist => avmnist::list(raw),
+            Self::Manifest => manifest::list(raw),
+        }
+    }
+}
+
+/// The rows of a data set as its folder has them.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Listing {
+    /// What the data set is called.
+    pub name: String,
+    /// Names of the classes.
+    pub classes: Vec<String>,
+    /// Names of the modalities.
+    pub modalities: Vec<String>,
+    /// The rows.
+    pub rows: Vec<ListedRow>,
+    /// Integer columns.
+    pub columns: BTreeMap<String, Vec<i64>>,
+    /// Named lists of rows, whose names end in `_index`.
+    pub indices: BTreeMap<String, Vec<usize>>,
+}
+
+/// One row of a data set.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ListedRow {
+    /// Its name.
+    pub id: String,
+    /// Its class.
+    pub label: u32,
+    /// What each modality has, in the order of [`Listing::modalities`].
+    pub raw: Vec<Raw>,
+}
+
+/// What a row has of a modality before it is prepared.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Raw {
+    /// A file with sound.
+    Sound(PathBuf),
+    /// A file with an image.
+    Image(PathBuf),
+    /// A file with an array, `.npy`.
+    Array(PathBuf),
+    /// Numbers.
+    Vector(Vec<f32>),
+    /// Nothing.
+    Missing,
+}
+
+/// What becomes of the files of one modality.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Treatment {
+    /// Sound through a front-end.
+    Sound {
+        /// The front-end.
+        front_end: FrontEnd,
+        /// Type of the values in the pack.
+        #[serde(default = "floats")]
+        element: Element,
+    },
+    /// Images as bytes, in one size.
+    Image {
+        /// Height and width; images of another size are resized as Pillow does it (bilinear). Default: that of the files, which must be
+        /// the same for all.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        size: Option<[usize; 2]>,
+        /// 1 for grey, 3 for colour.
+        channels: usize,
+    },
+    /// Numbers as they are.
+    Vector,
+}
+
+fn floats() -> Element {
+    Element::F32
+}
+
+impl Treatment {
+    /// What is usual for the first file of a modality.
+    fn usual(raw: &Raw) -> Result<Self, DataError> {
+        Ok(match raw {
+            Raw::Sound(_) => Self::Sound { front_end: FrontEnd::named("log-mel")?, element: Element::F32 },
+            Raw::Image(path) => {
+                let frame = Frame::open(path)?;
+                Self::Image { size: None, channels: frame.channels }
+            }
+            Raw::Array(_) | Raw::Vector(_) | Raw::Missing => Self::Vector,
+        })
+    }
+}
+
+/// How a data set is prepared: a treatment for each modality.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Recipe {
+    /// By modality; those that are not named have what is usual: `log-mel` for sound, their own size for images.
+    pub inputs: BTreeMap<String, Treatment>,
+    /// Only these modalities, in this order.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub modalities: Option<Vec<String>>,
+}
+
+/// A treatment with everything computed that does not depend on the clip.
+enum Ready {
+    Sound(Planned),
+    Image { height: usize, width: usize, channels: usize },
+    Vector,
+}
+
+/// Prepares a data set into the folder `out`; see [`write`](fn@write) for what happens on errors, kills and second calls.
+pub fn prepare(
+    source: Source,
+    raw: &Path,
+    recipe: &Recipe,
+    out: &Path,
+    progress: &(dyn Fn(WriteProgress) + Sync),
+    stop: &AtomicBool,
+) -> Result<Written, DataError> {
+    let mut listing = source.list(raw)?;
+    if let Some(wanted) = &recipe.modalities {
+        listing = choose(listing, wanted)?;
+    }
+    for name in recipe.inputs.keys() {
+        if !listing.modalities.contains(name) {
+            return Err(ConfigError::unknown("inputs", name, &listing.modalities).into());
+        }
+    }
+    let mut settings = BTreeMap::new();
+    let mut planned = Vec::new();
+    let mut ready = Vec::new();
+    for (m, name) in listing.modalities.iter().enumerate() {
+        let Some(first) = listing.rows.iter().map(|row| &row.raw[m]).find(|raw| **raw != Raw::Missing) else {
+            let rule = format!("no row has the modality `{name}`");
+            return Err(DataError::invalid(&raw.display().to_string(), rule, "leave it out of `modalities`"));
+        };
+        let treatment = match recipe.inputs.get(name) {
+            Some(treatment) => treatment.clone(),
+            None => Treatment::usual(first)?,
+        };
+        let (plan, made) = plan(name, first, &treatment)?;
+        planned.push(plan);
+        ready.push(made);
+        settings.insert(name.clone(), treatment);
+    }
+    let preset = serde_json::to_value(&settings)
+        .map_err(|e| DataError::invalid("recipe", format!("cannot be written ({e})"), "report this as a fault"))?;
+    let plan = Plan {
+        name: listing.name.clone(),
+        preset: serde_json::json!({ "dataset": source.name(), "inputs": preset }),
+        modalities: planned,
+        classes: listing.classes.clone(),
+        ids: listing.rows.iter().map(|row| row.id.clone()).collect(),
+        labels: listing.rows.iter().map(|row| row.label).collect(),
+        columns: listing.columns.clone(),
+        indices: listing.indices.clone(),
+        rows_per_shard: 256,
+    };
+    let read = |row: usize, m: usize| {
+        let listed = &listing.rows[row];
+        treat(&listed.id, &listed.raw[m], &ready[m])
+    };
+    write(out, &plan, &read, progress, stop)
+}
+
+/// The listing with some modalities alone.
+fn choose(listing: Listing, wanted: &[String]) -> Result<Listing, DataError> {
+    let mut places = Vec::new();
+    for name in wanted {
+        match listing.modalities.iter().position(|m| m == name) {
+            Some(place) => places.push(place),
+            None => return Err(ConfigError::unknown("modalities", name, &listing.modalities).into()),
+        }
+    }
+    let rows = listing.rows.into_iter().map(|row| ListedRow {
+        raw: places.iter().map(|&m| row.raw[m].clone()).collect(),
+        ..row
+    });
+    Ok(Listing { modalities: wanted.to_vec(), rows: rows.collect(), ..listing })
+}
+
+/// What the pack holds of a modality, found out with its first clip.
+fn plan(name: &str, first: &Raw, treatment: &Treatment) -> Result<(PlannedModality, Ready), DataError> {
+    let modality = |dims: Vec<usize>, ragged, element| PlannedModality { name: name.to_owned(), dims, ragged, element };
+    let unfit = |what: &str| {
+        let rule = format!("the rows of `{name}` are no {what}");
+        ConfigError::new(format!("inputs.{name}"), "this treatment", rule)
+    };
+    Ok(match (treatment, first) {
+        (Treatment::Sound { front_end, element }, Raw::Sound(path)) => {
+            let planned = front_end.plan()?;
+            let frames = planned.open(path)?;
+            let [time, bins] = frames.shape;
+            let samples = matches!(front_end, FrontEnd::Waveform(_));
+            let ragged = front_end.input().samples.is_none();
+            let dims = match (samples, ragged) {
+                (true, _) => vec![time * bins],
+                (false, true) if front_end.output().orientation == crate::audio::output::Orientation::BinsTime => {
+                    let rule = "an image of bins x time needs one length for all clips: set input.samples";
+                    return Err(ConfigError::new(format!("inputs.{name}.orientation"), "bins-time", rule).into());
+                }
+                (false, _) => vec![time, bins],
+            };
+            (modality(dims, ragged, *element), Ready::Sound(planned))
+        }
+        (Treatment::Image { size, channels }, Raw::Image(path)) => {
+            if ![1, 3].contains(channels) {
+                let rule = "must be 1 (grey) or 3 (colour)";
+                return Err(ConfigError::new(format!("inputs.{name}.channels"), channels, rule).into());
+            }
+            let [height, width] = match size {
+                Some(size) => *size,
+                None => {
+                    let frame = Frame::open(path)?;
+                    [frame.height, frame.width]
+                }
+            };
+            // Channels first, as encoders of images take them; a grey image has no axis for them.
+            let dims = if *channels == 1 { vec![height, width] } else { vec![3, height, width] };
+            (modality(dims, false, Element::U8), Ready::Image { height, width, channels: *channels })
+        }
+        (Treatment::Vector, Raw::Vector(values)) => (modality(vec![values.len()], false, Element::F32), Ready::Vector),
+        (Treatment::Vector, Raw::Array(path)) => {
+            let array = npy::read(path)?;
+            (modality(array.shape.clone(), false, Element::F32), Ready::Vector)
+        }
+        (Treatment::Sound { .. }, _) => return Err(unfit("files with sound").into()),
+        (Treatment::Image { .. }, _) => return Err(unfit("files with images").into()),
+        (Treatment::Vector, _) => return Err(unfit("numbers").into()),
+    })
+}
+
+/// The values of one row of one modality.
+fn treat(id: &str, raw: &Raw, ready: &Ready) -> Result<Option<Row>, DataError> {
+    Ok(Some(match (raw, ready) {
+        (Raw::Missing, _) => return Ok(None),
+        (Raw::Sound(path), Ready::Sound(planned)) => Row::Floats(planned.open(path)?.values),
+        (Raw::Image(path), Ready::Image { height, width, channels }) => {
+            let frame = Frame::open(path)?;
+            let frame = if *channels == 1 { frame.into_grey() } else { frame.into_rgb() };
+            let frame = if (frame.height, frame.width) == (*height, *width) {
+                frame
+            } else {
+                frame.resize(*height, *width, Filter::Bilinear)?
+            };
+            let (step, pixels) = (*channels, frame.pixels);
+            Row::Bytes((0..step).flat_map(|c| pixels[c..].iter().step_by(step).copied().collect::<Vec<_>>()).collect())
+        }
+        (Raw::Vector(values), Ready::Vector) => Row::Floats(values.clone()),
+        (Raw::Array(path), Ready::Vector) => Row::Floats(npy::read(path)?.into_f32()),
+        _ => {
+            let rule = "is of another kind than the first row";
+            return Err(DataError::invalid(id, rule, "give each modality files of one kind"));
+        }
+    }))
+}
