@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+pub mod audio;
 mod carve;
 mod config;
 mod dataset;

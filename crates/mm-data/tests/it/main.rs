@@ -1,6 +1,9 @@
 //! Tests of mm-data through its public interface.
 #![allow(clippy::unwrap_used)] // a test fails by panicking
 
+mod audio_config;
+mod audio_golden;
+mod audio_wav;
 mod config;
 mod csv;
 mod dataset;
