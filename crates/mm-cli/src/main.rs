@@ -1,5 +1,6 @@
 //! `mm`: train, evaluate and predict with balanced multimodal classifiers.
 
+mod data;
 mod eval;
 mod methods;
 mod output;
@@ -31,6 +32,9 @@ enum Command {
     Predict(predict::Args),
     /// Average finished runs, such as unimodal ones.
     Ensemble(EnsembleArgs),
+    /// Make packs from raw files, and look into them.
+    #[command(subcommand)]
+    Data(data::Verb),
     /// List the balancing methods and fusions, with settings and papers.
     Methods(methods::Args),
 }
@@ -85,6 +89,7 @@ fn main() -> ExitCode {
         Command::Eval(args) => eval::run(&args),
         Command::Predict(args) => predict::run(&args),
         Command::Ensemble(args) => ensemble(&args),
+        Command::Data(verb) => data::run(&verb),
         Command::Methods(args) => methods::run(&args),
     };
     match outcome {

@@ -1,7 +1,8 @@
 //! The inputs of one modality: vectors in memory, or arrays of any shape in a pack on the disk.
 
 use crate::pack::PackedInput;
-use crate::Matrix;
+use crate::image::{Frame, sheet::Spectrogram};
+use crate::{DataError, Matrix};
 use candle_core::{DType, Device, Result, Tensor};
 use mm_core::{RowShape, StepRng};
 use std::sync::Arc;
@@ -14,6 +15,18 @@ pub enum Input {
     Matrix(Matrix),
     /// An array per row, read when it is asked for.
     Packed(PackedInput),
+}
+
+/// What a person can look at of a row.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum Picture {
+    /// Frames.
+    Frames(Vec<Frame>),
+    /// Numbers over frequency and time.
+    Spectrogram(Spectrogram),
+    /// Nothing: vectors and waveforms.
+    None,
 }
 
 /// Rows of one modality as a tensor (B, …), and how long each is where they differ.
@@ -57,6 +70,14 @@ impl Input {
         match self {
             Self::Matrix(x) => Some(x),
             Self::Packed(_) => None,
+        }
+    }
+
+    /// A row to look at, as it lies in the pack.
+    pub fn picture(&self, row: usize) -> std::result::Result<Picture, DataError> {
+        match self {
+            Self::Packed(x) if row < x.rows() => x.picture(row),
+            _ => Ok(Picture::None),
         }
     }
 

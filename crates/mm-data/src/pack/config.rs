@@ -2,6 +2,7 @@
 
 use super::read::Pack;
 use crate::config::{self, Summary};
+use crate::image::FrameTransform;
 use crate::{DataError, Dataset, SplitConfig};
 use mm_core::ConfigError;
 use serde::{Deserialize, Serialize};
@@ -64,7 +65,7 @@ pub enum Pad {
 }
 
 /// How the rows of a modality are handed on.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PackedInputConfig {
     /// Over what a mean and a spread are taken.
@@ -75,6 +76,9 @@ pub struct PackedInputConfig {
     pub length: Option<usize>,
     /// What fills shorter rows.
     pub pad: Pad,
+    /// What becomes of frames. Default: they stay as they are, and are normalised as above.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub frames: Option<FrameTransform>,
     /// Widest span of places (time) that training hides.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub time_mask: Option<usize>,
@@ -91,6 +95,9 @@ impl PackedInputConfig {
             if value == Some(0) {
                 return Err(ConfigError::new(field, 0, "must be at least 1; leave it out for none"));
             }
+        }
+        if let Some(frames) = &self.frames {
+            frames.check().map_err(|e| e.within("frames"))?;
         }
         if self.length.is_none() && self.pad != Pad::Zeros {
             let rule =

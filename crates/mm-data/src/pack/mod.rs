@@ -11,7 +11,11 @@
 //! | `F32` | features, spectrograms | itself |
 //! | `F16` | spectrograms at half the size | itself, 11 bits of it |
 //! | `I16` | waveforms of 16 bits, exactly | n / 32768 |
-//! | `U8` | images | n / 255 |
+//! | `U8` | images and frames | n / 255 |
+//!
+//! Frames lie as (frames, height, width, channels) and are handed on with their channels first, as encoders of images take
+//! them: (T, C, H, W); a single frame as (C, H, W), a single grey one as (H, W). The setting `frames` of an input puts a
+//! [`FrameTransform`](crate::image::FrameTransform) between: crops, flips, sizes, statistics.
 //!
 //! A row is read by its position in the file, by as many threads as ask and without a lock; nothing is mapped into
 //! memory, so a file that is cut short while it is read, on a network disk say, is an error and not a fault of the
@@ -104,6 +108,9 @@ pub struct PackedModality {
     pub dims: Vec<usize>,
     /// Whether rows differ in their first size.
     pub ragged: bool,
+    /// Whether rows are frames, (frames, height, width, channels) of bytes.
+    #[serde(default)]
+    pub frames: bool,
     /// Type of the values.
     pub element: Element,
 }

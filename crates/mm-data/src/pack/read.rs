@@ -6,7 +6,9 @@ use crate::labels::{classes, pick};
 use crate::safe_file::{self, Contents, Header};
 use crate::{DataError, Dataset, Input, decode, features};
 use candle_core::{DType, Device, Tensor};
-use mm_core::{Modal, RowShape, StepRng};
+use crate::image::{Frame, FrameTransform, sheet::Spectrogram};
+use crate::input::Picture;
+use mm_core::{ConfigError, Modal, RowShape, StepRng};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 use std::fs::File;
@@ -46,6 +48,7 @@ pub struct PackedInput {
     /// Sizes of a row as it lies in the pack.
     dims: Vec<usize>,
     ragged: bool,
+    frames: bool,
     /// For each row: shard, first byte, length.
     places: Arc<Vec<(u32, u64, usize)>>,
     config: PackedInputConfig,
@@ -93,6 +96,9 @@ pub(super) fn read_index(dir: &Path) -> Result<(Index, String), DataError> {
         let elements = m.dims.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
         if m.dims.is_empty() || m.dims.contains(&0) || elements.is_none_or(|n| n > 1 << 40) {
             return fault(format!("gives the modality `{}` rows of {:?}", m.name, m.dims));
+        }
+        if m.frames && (m.dims.len() != 4 || m.ragged || m.element != Element::U8 || ![1, 3].contains(&m.dims[3])) {
+            return fault(format!("gives the modality `{}` frames of {:?}", m.name, m.dims));
         }
     }
     let hash = crate::dataset::hex(&Sha256::digest(&text));
@@ -161,6 +167,16 @@ impl Pack {
             let rule = format!("there is no modality `{name}`");
             return Err(DataError::invalid(&self.dir.display().to_string(), rule, "see index.json"));
         };
+        let own = config.inputs.get(name).cloned().unwrap_or_default();
+        let place = |field: &str| format!("data.inputs.{name}.{field}");
+        if !modality.frames && own.frames.is_some() {
+            let rule = "the rows of this modality are no frames";
+            return Err(ConfigError::new(place("frames"), "a transform", rule).into());
+        }
+        if modality.frames && own.length.is_some() {
+            let rule = "frames are as many in every row; leave it out";
+            return Err(ConfigError::new(place("length"), own.length.unwrap_or(0), rule).into());
+        }
         let lengths = features::vector(&self.table, &format!("length_{name}"))?;
         let first = modality.dims.first().copied().unwrap_or(1);
         let file = &self.table.header.file;
@@ -184,9 +200,9 @@ impl Pack {
         let inner: usize = modality.dims.iter().skip(1).product();
         let mut places = Vec::with_capacity(self.index.rows);
         for (s, (entry, shard)) in self.index.shards.iter().zip(self.shards.iter()).enumerate() {
-            let own = lengths.get(places.len()..places.len() + entry.rows).unwrap_or_default();
-            let mut at = self.tensor_start(entry, shard, modality, own)?;
-            for &length in own {
+            let rows = lengths.get(places.len()..places.len() + entry.rows).unwrap_or_default();
+            let mut at = self.tensor_start(entry, shard, modality, rows)?;
+            for &length in rows {
                 places.push((s as u32, at, length));
                 let stored = if modality.ragged { length } else { first };
                 at += (stored * inner * modality.element.size()) as u64;
@@ -199,7 +215,8 @@ impl Pack {
             dims: modality.dims.clone(),
             ragged: modality.ragged,
             places: Arc::new(places),
-            config: config.inputs.get(name).cloned().unwrap_or_default(),
+            frames: modality.frames,
+            config: own,
             statistics: None,
             standardize: config.standardize,
         })
@@ -242,6 +259,15 @@ impl PackedInput {
 
     /// What a row looks like when it is handed on.
     pub fn shape(&self) -> RowShape {
+        if let (true, &[frames, height, width, channels]) = (self.frames, &self.dims[..]) {
+            let [height, width, channels] =
+                self.config.frames.as_ref().map_or([height, width, channels], FrameTransform::shape);
+            return RowShape::fixed(match (frames, channels) {
+                (1, 1) => vec![height, width],
+                (1, _) => vec![channels, height, width],
+                _ => vec![frames, channels, height, width],
+            });
+        }
         let mut dims = self.dims.clone();
         if let (Some(length), Some(first)) = (self.config.length, dims.first_mut()) {
             *first = length;
@@ -256,6 +282,9 @@ impl PackedInput {
 
     /// How many numbers a mean is taken for: one for each value of the last axis, or one in all.
     pub(crate) fn statistics_width(&self) -> Option<usize> {
+        if self.config.frames.is_some() {
+            return None; // The transform has statistics of its own.
+        }
         match self.config.normalize {
             Normalize::Feature => self.dims.last().copied(),
             Normalize::All => Some(1),
@@ -273,14 +302,39 @@ impl PackedInput {
         self.dims.iter().skip(1).product()
     }
 
-    /// The numbers of a row as they lie in the pack, `length` times the inner sizes of them.
-    pub(crate) fn raw(&self, row: usize) -> Result<Vec<f32>, DataError> {
+    /// A row to look at: frames, or (T, F) as a spectrogram.
+    pub(crate) fn picture(&self, row: usize) -> Result<Picture, DataError> {
+        let (_, _, length) = self.places[row];
+        match self.dims[..] {
+            _ if length == 0 => Ok(Picture::None),
+            [_, height, width, channels] if self.frames => {
+                let bytes = self.bytes(row)?;
+                let frame = |pixels: &[u8]| Frame::new(height, width, channels, pixels.to_vec());
+                bytes.chunks_exact(height * width * channels).map(frame).collect::<Result<_, _>>().map(Picture::Frames)
+            }
+            [_, bins] => {
+                let values = self.raw(row)?;
+                let turned = (0..bins).flat_map(|bin| values.iter().skip(bin).step_by(bins).copied()).collect();
+                Spectrogram::new(bins, length, turned).map(Picture::Spectrogram)
+            }
+            _ => Ok(Picture::None),
+        }
+    }
+
+    /// The bytes of a row.
+    fn bytes(&self, row: usize) -> Result<Vec<u8>, DataError> {
         let (shard, at, length) = self.places[row];
         let shard = &self.shards[shard as usize];
         let mut bytes = vec![0u8; length * self.inner() * self.element.size()];
         read_at(&shard.file, &mut bytes, at)
             .map_err(|source| DataError::Io { file: shard.path.display().to_string(), source })?;
-        let file = || shard.path.display().to_string();
+        Ok(bytes)
+    }
+
+    /// The numbers of a row as they lie in the pack, `length` times the inner sizes of them.
+    pub(crate) fn raw(&self, row: usize) -> Result<Vec<f32>, DataError> {
+        let bytes = self.bytes(row)?;
+        let file = || self.shards[self.places[row].0 as usize].path.display().to_string();
         let values = match self.element {
             Element::F32 | Element::F16 => decode::floats(&file(), &self.name, self.element.dtype(), &bytes)?,
             Element::U8 => bytes.iter().map(|&b| f32::from(b) / 255.0).collect(),
@@ -297,8 +351,11 @@ impl PackedInput {
         Ok(values)
     }
 
-    /// A row as the model gets it, and its length.
+    /// A row as the model gets it.
     fn ready(&self, row: usize, key: Option<StepRng>) -> Result<Vec<f32>, DataError> {
+        if self.frames {
+            return self.ready_frames(row, key);
+        }
         let mut values = self.raw(row)?;
         self.normalise(&mut values);
         let inner = self.inner();
@@ -323,6 +380,38 @@ impl PackedInput {
             self.hide(&mut values, key);
         }
         Ok(values)
+    }
+
+    /// Frames as the model gets them, channels first.
+    fn ready_frames(&self, row: usize, key: Option<StepRng>) -> Result<Vec<f32>, DataError> {
+        let (_, _, length) = self.places[row];
+        let &[_, height, width, channels] = &self.dims[..] else { return Ok(Vec::new()) };
+        if length == 0 {
+            return Ok(Vec::new());
+        }
+        let (values, pixels, channels) = match &self.config.frames {
+            None => {
+                let mut values = self.raw(row)?;
+                self.normalise(&mut values);
+                (values, height * width, channels)
+            }
+            Some(transform) => {
+                let bytes = self.bytes(row)?;
+                let frame = |pixels: &[u8]| Frame::new(height, width, channels, pixels.to_vec());
+                let clip: Vec<Frame> =
+                    bytes.chunks_exact(height * width * channels).map(frame).collect::<Result<_, _>>()?;
+                let values = match key {
+                    Some(key) => transform.train(&clip, key)?,
+                    None => transform.evaluate(&clip)?,
+                };
+                let [height, width, channels] = transform.shape();
+                (values, height * width, channels)
+            }
+        };
+        let frames = values.chunks_exact(pixels * channels);
+        Ok(frames
+            .flat_map(|frame| (0..channels).flat_map(move |c| frame.iter().skip(c).step_by(channels).copied()))
+            .collect())
     }
 
     fn normalise(&self, values: &mut [f32]) {
@@ -379,7 +468,7 @@ impl PackedInput {
         let rows: Vec<Vec<f32>> =
             rows.par_iter().map(read).collect::<Result<_, _>>().map_err(candle_core::Error::wrap)?;
         let shape = self.shape();
-        let inner = self.inner();
+        let inner: usize = shape.dims.iter().skip(1).product();
         let lengths: Vec<usize> = rows.iter().map(|row| row.len() / inner).collect();
         let longest = lengths.iter().copied().max().unwrap_or(0).max(1);
         let places = if shape.ragged { longest } else { shape.dims[0] };

@@ -44,6 +44,8 @@ pub struct PlannedModality {
     pub dims: Vec<usize>,
     /// Whether rows differ in their first size.
     pub ragged: bool,
+    /// Whether rows are frames, (frames, height, width, channels) of bytes.
+    pub frames: bool,
     /// Type of the values.
     pub element: Element,
 }
@@ -160,7 +162,7 @@ pub fn write(
         {
             *first = lengths.iter().copied().max().unwrap_or(0).max(1);
         }
-        PackedModality { name: m.name.clone(), dims, ragged: m.ragged, element: m.element }
+        PackedModality { name: m.name.clone(), dims, ragged: m.ragged, frames: m.frames, element: m.element }
     });
     let index = Index {
         format: FORMAT,
@@ -202,6 +204,10 @@ fn check(place: &str, plan: &Plan) -> Result<(), DataError> {
     for m in &plan.modalities {
         if m.dims.is_empty() || m.dims.iter().skip(usize::from(m.ragged)).any(|&d| d == 0) {
             return fault(format!("modality `{}` has rows of {:?}", m.name, m.dims), "no size may be 0");
+        }
+        if m.frames && (m.dims.len() != 4 || m.ragged || m.element != Element::U8) {
+            let rule = format!("modality `{}` has frames of {:?}", m.name, m.dims);
+            return fault(rule, "frames are (frames, height, width, channels) of bytes, as many in every row");
         }
     }
     if plan.modalities.is_empty() {

@@ -254,7 +254,7 @@ fn choose(listing: Listing, wanted: &[String]) -> Result<Listing, DataError> {
 
 /// What the pack holds of a modality, found out with its first clip.
 fn plan(name: &str, first: &Raw, treatment: &Treatment) -> Result<(PlannedModality, Ready), DataError> {
-    let modality = |dims: Vec<usize>, ragged, element| PlannedModality { name: name.to_owned(), dims, ragged, element };
+    let modality = |dims: Vec<usize>, ragged, element| PlannedModality { name: name.to_owned(), dims, ragged, frames: false, element };
     let unfit = |what: &str| {
         let rule = format!("the rows of `{name}` are no {what}");
         ConfigError::new(format!("inputs.{name}"), "this treatment", rule)
@@ -288,9 +288,8 @@ fn plan(name: &str, first: &Raw, treatment: &Treatment) -> Result<(PlannedModali
                     [frame.height, frame.width]
                 }
             };
-            // Channels first, as encoders of images take them; a grey image has no axis for them.
-            let dims = if *channels == 1 { vec![height, width] } else { vec![3, height, width] };
-            (modality(dims, false, Element::U8), Ready::Image { height, width, channels: *channels })
+            let modality = modality(vec![1, height, width, *channels], false, Element::U8);
+            (PlannedModality { frames: true, ..modality }, Ready::Image { height, width, channels: *channels })
         }
         (Treatment::Vector, Raw::Vector(values)) => (modality(vec![values.len()], false, Element::F32), Ready::Vector),
         (Treatment::Vector, Raw::Array(path)) => {
@@ -316,11 +315,10 @@ fn treat(id: &str, raw: &Raw, ready: &Ready) -> Result<Option<Row>, DataError> {
             } else {
                 frame.resize(*height, *width, Filter::Bilinear)?
             };
-            let (step, pixels) = (*channels, frame.pixels);
-            Row::Bytes((0..step).flat_map(|c| pixels[c..].iter().step_by(step).copied().collect::<Vec<_>>()).collect())
+            Row::Bytes(frame.pixels)
         }
         (Raw::Vector(values), Ready::Vector) => Row::Floats(values.clone()),
-        (Raw::Array(path), Ready::Vector) => Row::Floats(npy::read(path)?.into_f32()),
+        (Raw::Array(path), Ready::Vector) => Row::Floats(npy::read(path)?.values.into_f32()),
         _ => {
             let rule = "is of another kind than the first row";
             return Err(DataError::invalid(id, rule, "give each modality files of one kind"));

@@ -111,7 +111,8 @@ fn read_back(golden: &Golden, folder: &tempfile::TempDir, name: &str, tolerance:
 #[test]
 fn wav_files_are_read_as_libsndfile_reads_them() {
     let (golden, folder) = (Golden::open("audio"), tempfile::tempdir().unwrap());
-    let names: Vec<String> = golden.keys_with("wav.").filter_map(|k| k.strip_suffix(".bytes")).map(str::to_owned).collect();
+    let names: Vec<String> =
+        golden.keys_with("wav.").filter_map(|k| k.strip_suffix(".bytes")).map(str::to_owned).collect();
     assert_eq!(names.len(), 13);
     for name in names.iter().filter(|name| *name != "wav.ulaw") {
         read_back(&golden, &folder, name, 0.0);

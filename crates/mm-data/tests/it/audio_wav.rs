@@ -81,7 +81,13 @@ fn odd_chunks_long_headers_and_what_follows_the_samples_are_passed_over() {
     let mut long = format(1, 1, 8000, 4, 32);
     long.extend_from_slice(&[0, 0]); // WAVEFORMATEX without an extension
     let data: Vec<u8> = [1 << 30, -(1 << 31)].iter().flat_map(|i: &i32| i.to_le_bytes()).collect();
-    let clip = open(&riff(&[(b"LIST", b"odd"), (b"fmt ", &long), (b"fact", b"1234"), (b"data", &data), (b"id3 ", b"x")]));
+    let clip = open(&riff(&[
+        (b"LIST", b"odd"),
+        (b"fmt ", &long),
+        (b"fact", b"1234"),
+        (b"data", &data),
+        (b"id3 ", b"x"),
+    ]));
     assert_eq!(clip.unwrap(), Clip { samples: vec![0.5, -1.0], rate: 8000 });
     // 20 bits in three bytes lie at their upper end.
     let twenty = open(&riff(&[(b"fmt ", &format(1, 1, 8000, 3, 20)), (b"data", &[0, 0, 0x40])]));
@@ -127,7 +133,10 @@ fn headers_that_lie_are_refused() {
     refused(&of(&format(1, 1, 8000, 2, 17)), &["17 bits per sample do not fit into its 2 bytes"]);
     refused(&of(&format(1, 3, 8000, 2, 16)), &["8 bytes of samples are no multiple of 6"]);
     refused(&of(&format(1, 1, 8000, 2, 16)[..14]), &["the `fmt ` chunk has 14 bytes"]);
-    refused(&of(&format(0xfffe, 1, 8000, 2, 16)), &["WAVE_FORMAT_EXTENSIBLE needs a `fmt ` chunk of 40 bytes"]);
+    refused(
+        &of(&format(0xfffe, 1, 8000, 2, 16)),
+        &["WAVE_FORMAT_EXTENSIBLE needs a `fmt ` chunk of 40 bytes"],
+    );
     let mut strange = format(0xfffe, 1, 8000, 2, 16);
     strange.resize(40, 9);
     refused(&of(&strange), &["unknown kind (SubFormat)"]);

@@ -18,6 +18,7 @@ fn plan() -> Plan {
         name: name.into(),
         dims: dims.to_vec(),
         ragged,
+        frames: false,
         element,
     };
     Plan {
@@ -76,7 +77,10 @@ fn what_was_written_is_read() {
     assert_eq!(shapes[1].1, RowShape::fixed([2, 2]));
     let prepared = config.prepare(0).unwrap();
     let data = &prepared.dataset;
-    assert_eq!((data.ids[9].as_str(), data.class_names[1].as_str(), data.columns["actor"][9]), ("clip9", "angry", 4));
+    assert_eq!(
+        (data.ids[9].as_str(), data.class_names[1].as_str(), data.columns["actor"][9]),
+        ("clip9", "angry", 4)
+    );
     assert_eq!(prepared.splits.test, [8, 9]);
     assert!(!data.columns.contains_key("length_audio"));
 
@@ -109,10 +113,12 @@ fn statistics_are_those_of_the_training_rows() {
     let mean = [0, 1].map(|i| all.iter().map(|x| x[i]).sum::<f64>() / count);
     let std = [0, 1].map(|i| (all.iter().map(|x| (x[i] - mean[i]).powi(2)).sum::<f64>() / count).sqrt());
     let split = SplitConfig::default();
-    let config = PackedConfig { split, modalities: Some(vec!["audio".into()]), ..PackedConfig::new(dir.path()) };
+    let config =
+        PackedConfig { split, modalities: Some(vec!["audio".into()]), ..PackedConfig::new(dir.path()) };
     let prepared = DataConfig::Packed(config).prepare(0).unwrap();
     let loader = Loader::new(&prepared.dataset, vec![7], 1).unwrap();
-    let x = loader.batch(&[7], DType::F32, &Device::Cpu).unwrap().inputs.values()[0].to_vec3::<f32>().unwrap();
+    let x =
+        loader.batch(&[7], DType::F32, &Device::Cpu).unwrap().inputs.values()[0].to_vec3::<f32>().unwrap();
     for (found, raw) in x[0].iter().zip(audio(7).chunks(2)) {
         for i in 0..2 {
             let expected = ((f64::from(raw[i]) - mean[i]) / std[i]) as f32;
@@ -126,10 +132,16 @@ fn rows_can_be_cut_filled_and_normalised_alone() {
     let dir = tempfile::tempdir().unwrap();
     make(dir.path());
     let input = |length, pad, normalize| {
-        let input = PackedInputConfig { length: Some(length), pad, normalize, ..PackedInputConfig::default() };
+        let input =
+            PackedInputConfig { length: Some(length), pad, normalize, ..PackedInputConfig::default() };
         let inputs = BTreeMap::from([("audio".to_owned(), input)]);
         let modalities = Some(vec!["audio".to_owned()]);
-        PackedConfig { inputs, modalities, standardize: normalize != Normalize::None, ..PackedConfig::new(dir.path()) }
+        PackedConfig {
+            inputs,
+            modalities,
+            standardize: normalize != Normalize::None,
+            ..PackedConfig::new(dir.path())
+        }
     };
     let batch = |config: PackedConfig, row: usize, key: Option<StepRng>| {
         let prepared = DataConfig::Packed(config).prepare(0).unwrap();
@@ -229,7 +241,10 @@ fn a_stopped_call_goes_on_and_ends_with_the_same_bytes() {
     };
     assert_eq!(names(dir.path()), names(whole.path()));
     for name in names(dir.path()) {
-        assert_eq!(std::fs::read(dir.path().join(&name)).unwrap(), std::fs::read(whole.path().join(&name)).unwrap());
+        assert_eq!(
+            std::fs::read(dir.path().join(&name)).unwrap(),
+            std::fs::read(whole.path().join(&name)).unwrap()
+        );
     }
     // Another plan does not go on there.
     let other = Plan { preset: serde_json::json!({ "version": 2 }), ..plan() };
@@ -257,7 +272,8 @@ fn damage_is_named() {
     assert!(error(dir.path()).contains("the index says"), "{}", error(dir.path()));
 
     let dir = fresh();
-    std::fs::copy(dir.path().join("shard-00000.safetensors"), dir.path().join("shard-00001.safetensors")).unwrap();
+    std::fs::copy(dir.path().join("shard-00000.safetensors"), dir.path().join("shard-00001.safetensors"))
+        .unwrap();
     assert!(error(dir.path()).contains("shard-00001.safetensors"), "{}", error(dir.path()));
 
     let dir = fresh();
@@ -276,7 +292,8 @@ fn damage_is_named() {
 
     let values = |_: usize, m: usize| Ok(Some(Row::Floats(vec![0.5; if m == 0 { 3 } else { 4 }])));
     let dir = tempfile::tempdir().unwrap();
-    let found = write(dir.path(), &plan(), &values, &|_| {}, &AtomicBool::new(false)).unwrap_err().to_string();
+    let found =
+        write(dir.path(), &plan(), &values, &|_| {}, &AtomicBool::new(false)).unwrap_err().to_string();
     assert!(found.contains("row 0 (`clip0`), modality `audio`") && found.contains("3 values"), "{found}");
 }
 
