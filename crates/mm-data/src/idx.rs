@@ -10,9 +10,9 @@
 //! | 0x09, 0x0b, 0x0c | integers of 8, 16, 32 bits | [`Values::I64`] |
 //! | 0x0d, 0x0e | floats of 32, 64 bits | [`Values::F32`], [`Values::F64`] |
 //!
-//! Gzip is known by its first bytes, not by the name. The sizes in the head must be exactly the bytes that follow. Of a
-//! packed file these are known only when it is unpacked, so what is announced is limited to [`MAX_BYTES`] and to the 1032
-//! bytes that one packed byte can become, before it is allocated.
+//! Gzip is known by its first bytes, not by the name. The sizes in the head must be exactly the bytes that follow.
+//! Of a packed file these are known only when it is unpacked, so what is announced is limited to [`MAX_BYTES`] and
+//! to the 1032 bytes that one packed byte can become, before it is allocated.
 //!
 //! Source: the description of the format on MNIST's page.
 

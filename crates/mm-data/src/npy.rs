@@ -14,9 +14,9 @@
 //! | `u1`, `b1` (bool) | [`Values::U8`] |
 //! | `i1`, `i2`, `i4`, `i8`, `u2`, `u4`, `u8` | [`Values::I64`] |
 //!
-//! Refused by name: arrays of Python objects (`|O`: they are pickles, and a pickle runs code when it is opened), records,
-//! texts, complex numbers, `.npz` archives, git-LFS pointers. The header is limited to 64 KiB, and shape times type must
-//! be exactly the bytes that follow, before anything of that size is allocated.
+//! Refused by name: arrays of Python objects (`|O`: they are pickles, and a pickle runs code when it is opened),
+//! records, texts, complex numbers, `.npz` archives, git-LFS pointers. The header is limited to 64 KiB, and shape
+//! times type must be exactly the bytes that follow, before anything of that size is allocated.
 //!
 //! Source: NumPy's documentation of the format, NEP 1.
 

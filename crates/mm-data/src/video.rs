@@ -15,18 +15,20 @@
 //! | `step` | int(fps) | at least 1 | frames from one to the next |
 //! | `count` | all | at least 1 | how many frames at most |
 //!
-//! The defaults are the rule of OGM: the frames 0, int(fps), 2 int(fps), … with the rate cut to a whole number, which makes
-//! them 0, 29, 58 for 29.97. MLB takes the first three of them, `count = 3`. Frames are counted as they are shown, and come
-//! in the size of the source, without the rotation that a camera noted.
+//! The defaults are the rule of OGM: the frames 0, int(fps), 2 int(fps), … with the rate cut to a whole number,
+//! which makes them 0, 29, 58 for 29.97. MLB takes the first three of them, `count = 3`. Frames are counted as they
+//! are shown, and come in the size of the source, without the rotation that a camera noted.
 //!
-//! Width, height and rate are asked of `ffprobe` where it lies beside `ffmpeg`, and are read from what `ffmpeg -i` prints
-//! otherwise; that rounds the rate to two places. The rate is the mean one (`avg_frame_rate`), where the file has it.
+//! Width, height and rate are asked of `ffprobe` where it lies beside `ffmpeg`, and are read from what `ffmpeg -i`
+//! prints otherwise; that rounds the rate to two places. The rate is the mean one (`avg_frame_rate`), where the
+//! file has it.
 //!
-//! Differences from the sources: OGM and MLB write the frames as JPEG with OpenCV and read them again, these are as decoded.
-//! Sound of several channels becomes their mean.
+//! Differences from the sources: OGM and MLB write the frames as JPEG with OpenCV and read them again, these are as
+//! decoded. Sound of several channels becomes their mean.
 //!
-//! A video is a stranger: only a regular file is opened, ffmpeg may open nothing but files, what it gives is limited to
-//! [`MAX_BYTES`], its time to `timeout`. Source: the documentation of ffmpeg 5.1; the recipe of OGM-GE_CVPR2022 @343dc1d.
+//! A video is a stranger: only a regular file is opened, ffmpeg may open nothing but files, what it gives is
+//! limited to [`MAX_BYTES`], its time to `timeout`. Source: the documentation of ffmpeg 5.1; the recipe of
+//! OGM-GE_CVPR2022 @343dc1d.
 //!
 //! ```no_run
 //! use mm_data::video::VideoConfig;
@@ -119,7 +121,8 @@ fn find(
     let named = named.or(variable.filter(|path| !path.as_os_str().is_empty()).map(|path| (VARIABLE, path)));
     if let Some((who, path)) = named {
         if path.is_file() {
-            return Ok(path.to_owned());
+            // A bare name would be looked for on PATH when it is run.
+            return Ok(std::path::absolute(path).unwrap_or_else(|_| path.to_owned()));
         }
         let rule = format!("{who} names {}, where there is no file", path.display());
         return Err(DataError::invalid("video", rule, REMEDY));

@@ -1,4 +1,5 @@
-//! Pictures of 8 bits: read from JPEG and PNG, resized as Pillow does, turned into what an encoder reads, drawn on a sheet.
+//! Pictures of 8 bits: read from JPEG and PNG, resized as Pillow does, turned into what an encoder reads, drawn on
+//! a sheet.
 //!
 //! | module | what it does |
 //! |---|---|
@@ -6,19 +7,19 @@
 //! | [`transform`] | crops, flips and normalisation of training and evaluation, as torchvision's |
 //! | [`sheet`] | clips and their spectrograms on one PNG, to look at |
 //!
-//! A [`Frame`] has the layout (height, width, channels): rows from the top, in each the pixels from the left, in each the
-//! colours. Grey frames have 1 channel, all others 3.
+//! A [`Frame`] has the layout (height, width, channels): rows from the top, in each the pixels from the left, in
+//! each the colours. Grey frames have 1 channel, all others 3.
 //!
 //! | file | frame |
 //! |---|---|
 //! | JPEG: grey, YCbCr, RGB | 1 channel, 3, 3 |
 //! | PNG: 1, 2, 4 or 8 bits of grey; of 16 the upper 8 | 1 channel |
 //! | PNG: palette, RGB of 8 bits; of 16 the upper 8 | 3 channels |
-//! | PNG with transparency | the same; transparency is dropped, as Pillow's `convert("RGB")` does, nothing is composited |
+//! | PNG with transparency | the same without it, as by Pillow's `convert("RGB")`: nothing is composited |
 //!
-//! Differences from Pillow: a 16-bit grey PNG keeps its upper byte, where Pillow's `convert("L")` cuts everything above 255
-//! to white; JPEGs go through another decoder, so pixels differ by a few levels (PNGs by none). As in Pillow and
-//! torchvision, the orientation that a camera noted is ignored.
+//! Differences from Pillow: a 16-bit grey PNG keeps its upper byte, where Pillow's `convert("L")` cuts everything
+//! above 255 to white; JPEGs go through another decoder, so pixels differ by a few levels (PNGs by none). As in
+//! Pillow and torchvision, the orientation that a camera noted is ignored.
 //!
 //! Refused, with the file and the remedy: other formats, a file that ends too early, a git-LFS pointer in place of the
 //! file, more than [`MAX_PIXELS`] (Pillow's limit) before anything of that size is allocated.

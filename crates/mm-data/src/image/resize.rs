@@ -1,7 +1,7 @@
 //! Resizing with antialiasing, equal to the `Image.resize` of Pillow 13 in every bit.
 //!
-//! Each output pixel is a weighted mean of the input pixels under the filter f, which is stretched by the scale when the
-//! picture shrinks. Along one axis, from the part `[a, b)` of `n` input pixels to `m` output pixels:
+//! Each output pixel is a weighted mean of the input pixels under the filter f, which is stretched by the scale
+//! when the picture shrinks. Along one axis, from the part `[a, b)` of `n` input pixels to `m` output pixels:
 //!
 //! ```text
 //! s      = (b - a) / m              t = max(s, 1)           c_i = a + (i + 1/2) s
@@ -10,9 +10,10 @@
 //! out_i  = clip((2^21 + sum_j k_ij in_j) >> 22, 0, 255)
 //! ```
 //!
-//! with the radius r = 1 and f(x) = 1 - |x| for bilinear, and r = 2 and the cubic of a = -1/2 for bicubic. First along the rows,
-//! rounded to 8 bits, then down the columns; the other way round where the picture has more rows than the result and
-//! loses more than twice as many of them as columns. An axis whose size and part stay the same is not touched.
+//! with the radius r = 1 and f(x) = 1 - |x| for bilinear, and r = 2 and the cubic of a = -1/2 for bicubic. First
+//! along the rows, rounded to 8 bits, then down the columns; the other way round where the picture has more rows
+//! than the result and loses more than twice as many of them as columns. An axis whose size and part stay the same
+//! is not touched.
 //!
 //! Shapes: (H, W, C) -> (height, width, C).
 //!
@@ -115,8 +116,8 @@ impl Frame {
     }
 }
 
-/// Whether Pillow takes the columns first: where that leaves fewer numbers for the second pass. Since both passes round, the
-/// order can be seen.
+/// Whether Pillow takes the columns first: where that leaves fewer numbers for the second pass. Since both passes
+/// round, the order can be seen.
 fn vertical_first(frame: &Frame, height: usize, width: usize) -> bool {
     frame.height > height && frame.height - height > 2 * frame.width.saturating_sub(width)
 }

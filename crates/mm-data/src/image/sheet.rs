@@ -9,9 +9,10 @@
 //! +--------------------------------------------------+
 //! ```
 //!
-//! Shapes: frames (H, W, 1 or 3) fit into a cell x cell square in their own ratio; spectrograms (frequencies, times) fill
-//! cell x 2 cell, the lowest frequency at the bottom, each from its own least to its own greatest finite number in the
-//! colours of viridis, from dark blue to yellow; what is not finite is grey. The result has 3 channels.
+//! Shapes: frames (H, W, 1 or 3) fit into a cell x cell square in their own ratio; spectrograms (frequencies,
+//! times) fill cell x 2 cell, the lowest frequency at the bottom, each from its own least to its own greatest
+//! finite number in the colours of viridis, from dark blue to yellow; what is not finite is grey. The result has 3
+//! channels.
 //!
 //! | setting | default | range | meaning |
 //! |---|---|---|---|

@@ -26,13 +26,14 @@
 //! | `filter` | `"bilinear"` | | or `"bicubic"` |
 //! | `normalize` | `"imagenet"` | | `"none"`: pixel / 255; or `{ mean = […], std = […] }` |
 //!
-//! Differences between the sources: OGM and MLB resize to a square in evaluation, whatever the ratio of the picture, and
-//! crop each frame of a clip on its own, both defaults here; BML shares the crop (`shared_crop`, with `scale = [0.25, 1]`
-//! and `size = 112`); ImageNet's own evaluation is `"centre-crop"`. torchvision draws from its global generator, this from
-//! a key; the distribution is the same, the numbers are not. For a given crop the result is torchvision's in every bit.
+//! Differences between the sources: OGM and MLB resize to a square in evaluation, whatever the ratio of the
+//! picture, and crop each frame of a clip on its own, both defaults here; BML shares the crop (`shared_crop`, with
+//! `scale = [0.25, 1]` and `size = 112`); ImageNet's own evaluation is `"centre-crop"`. torchvision draws from its
+//! global generator, this from a key; the distribution is the same, the numbers are not. For a given crop the
+//! result is torchvision's in every bit.
 //!
-//! Source: torchvision 0.29 `RandomResizedCrop`, `RandomHorizontalFlip`, `Resize`, `CenterCrop`, `ToTensor`, `Normalize` on
-//! Pillow images; the recipe of OGM-GE_CVPR2022 @343dc1d.
+//! Source: torchvision 0.29 `RandomResizedCrop`, `RandomHorizontalFlip`, `Resize`, `CenterCrop`, `ToTensor`,
+//! `Normalize` on Pillow images; the recipe of OGM-GE_CVPR2022 @343dc1d.
 //!
 //! ```
 //! use mm_core::StepRng;
@@ -192,8 +193,8 @@ impl FrameTransform {
         [self.size, self.size, self.channels()]
     }
 
-    /// A clip in training: (T, size, size, C). `key` stands for seed, epoch and sample; frame `t` draws from its step `t`
-    /// of the stream `frame`, so that a frame does not depend on how many others there are.
+    /// A clip in training: (T, size, size, C). `key` stands for seed, epoch and sample; frame `t` draws from its
+    /// step `t` of the stream `frame`, so that a frame does not depend on how many others there are.
     pub fn train(&self, clip: &[Frame], key: StepRng) -> Result<Vec<f32>, DataError> {
         self.values(&self.train_views(clip, key)?)
     }

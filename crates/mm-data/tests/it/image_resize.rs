@@ -29,7 +29,7 @@ fn every_pixel_is_pillows() {
         }
         cases += 1;
     }
-    assert_eq!(cases, 40);
+    assert_eq!(cases, 46);
     golden.finish();
 }
 
