@@ -38,7 +38,7 @@ Data sets:
 A recipe says what becomes of each modality; without one, sound becomes log-mel spectrograms and images keep their size:
   [inputs.audio.sound.front_end]
   kind = \"log-mel\"            # stft, psd, kaldi-fbank, mfcc, waveform; ogm-stft and other published recipes
-  mels = 64
+  bins = 64
   [inputs.image.image]
   size = [224, 224]
   channels = 3
@@ -172,7 +172,8 @@ fn recipe(args: &PrepareArgs) -> anyhow::Result<Recipe> {
     Ok(mm_train::parse::section(table, "recipe")?)
 }
 
-fn open(path: &std::path::Path) -> anyhow::Result<Dataset> {
+/// A pack as it lies there, nothing normalised.
+pub(crate) fn open(path: &std::path::Path) -> anyhow::Result<Dataset> {
     Ok(Pack::open(path)?.dataset(&PackedConfig { standardize: false, ..PackedConfig::new(path) })?)
 }
 

@@ -1,6 +1,7 @@
 //! `mm`: train, evaluate and predict with balanced multimodal classifiers.
 
 mod data;
+mod encode;
 mod eval;
 mod methods;
 mod output;
@@ -35,6 +36,8 @@ enum Command {
     /// Make packs from raw files, and look into them.
     #[command(subcommand)]
     Data(data::Verb),
+    /// Run one pretrained encoder over a pack and write its features.
+    Encode(encode::Args),
     /// List the balancing methods and fusions, with settings and papers.
     Methods(methods::Args),
 }
@@ -90,6 +93,7 @@ fn main() -> ExitCode {
         Command::Predict(args) => predict::run(&args),
         Command::Ensemble(args) => ensemble(&args),
         Command::Data(verb) => data::run(&verb),
+        Command::Encode(args) => encode::run(&args),
         Command::Methods(args) => methods::run(&args),
     };
     match outcome {

@@ -14,7 +14,9 @@
 //! published family, and take tensors of their own names.
 
 use crate::weights::{Matching, Report, Source, Weights, WeightsError};
-use crate::{EfficientNetVariant, EncoderConfig, bert, conformer, efficientnet, resnet};
+use crate::{
+    BertConfig, EfficientNetVariant, EncoderConfig, ResNetConfig, Wav2Vec2Config, bert, conformer, efficientnet, resnet,
+};
 use mm_core::{Checked, ConfigError, ParamStore};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -129,4 +131,61 @@ pub fn names<'a>(encoder: &'a EncoderConfig, weights: &Weights) -> Box<dyn Fn(&s
             Box::new(|name: &str| Some(name.to_owned()))
         }
     }
+}
+
+/// The encoder that a checkpoint's `config.json` describes, by its `model_type`: `wav2vec2`, `bert`, `distilbert`,
+/// `resnet` (`microsoft/resnet-18`, -34 and -50). Others are an error that says to name the encoder.
+pub fn describe(weights: &Weights) -> Result<EncoderConfig, DescribeError> {
+    let config = weights.config()?;
+    let kind = config.get("model_type").and_then(|kind| kind.as_str()).unwrap_or("(none)");
+    Ok(match kind {
+        "wav2vec2" => EncoderConfig::Wav2Vec2(Wav2Vec2Config::from_hugging_face(&config)?),
+        "bert" | "distilbert" => EncoderConfig::Bert(BertConfig::from_hugging_face(&config)?),
+        "resnet" => EncoderConfig::ResNet(resnet_config(&config)?),
+        _ => {
+            let rule = "config.json describes no encoder that is known: allowed are wav2vec2, bert, distilbert and \
+                        resnet; name the encoder and its settings yourself";
+            return Err(ConfigError::new("model_type", format!("\"{kind}\""), rule).into());
+        }
+    })
+}
+
+/// Why [`describe`] failed.
+#[derive(Debug, thiserror::Error)]
+pub enum DescribeError {
+    /// There is no readable `config.json`.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+    /// It says something that no encoder here can do.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+}
+
+fn resnet_config(config: &serde_json::Value) -> Checked<ResNetConfig> {
+    let depths: Vec<u64> =
+        config.get("depths").and_then(|d| d.as_array()).into_iter().flatten().filter_map(|d| d.as_u64()).collect();
+    let basic = config.get("layer_type").and_then(|l| l.as_str()) == Some("basic");
+    let depth = match (depths.as_slice(), basic) {
+        ([2, 2, 2, 2], true) => 18,
+        ([3, 4, 6, 3], true) => 34,
+        ([3, 4, 6, 3], false) => 50,
+        _ => {
+            let rule = "are none of ResNet-18, 34 and 50";
+            return Err(ConfigError::new("depths", format!("{depths:?}"), rule));
+        }
+    };
+    let flag = |name: &str| config.get(name).and_then(serde_json::Value::as_bool).unwrap_or(false);
+    if flag("downsample_in_first_stage") {
+        let rule = "has no counterpart here";
+        return Err(ConfigError::new("downsample_in_first_stage", true, rule));
+    }
+    let channels = config.get("num_channels").and_then(serde_json::Value::as_u64).unwrap_or(3) as usize;
+    let made = ResNetConfig {
+        depth,
+        channels,
+        downsample_in_bottleneck: depth == 50 && flag("downsample_in_bottleneck"),
+        ..ResNetConfig::default()
+    };
+    made.check()?;
+    Ok(made)
 }

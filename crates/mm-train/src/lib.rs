@@ -4,6 +4,7 @@ pub mod build;
 pub mod checkpoint;
 pub mod config;
 mod directory;
+pub mod encode;
 pub mod ensemble;
 pub mod error;
 pub mod evaluate;
