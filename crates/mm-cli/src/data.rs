@@ -129,9 +129,9 @@ fn run_prepare(args: &PrepareArgs) -> anyhow::Result<ExitCode> {
     let stop = interruptible()?;
     let hidden = args.quiet || !std::io::stderr().is_terminal();
     let bar = if hidden { indicatif::ProgressBar::hidden() } else { indicatif::ProgressBar::new(0) };
-    if let Ok(style) = indicatif::ProgressStyle::with_template(
-        "{prefix} {bar:30} {pos}/{len} rows, {per_sec}, {eta} left",
-    ) {
+    if let Ok(style) =
+        indicatif::ProgressStyle::with_template("{prefix} {bar:30} {pos}/{len} rows, {per_sec}, {eta} left")
+    {
         bar.set_style(style);
     }
     bar.set_prefix(args.dataset.clone());

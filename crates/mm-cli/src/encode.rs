@@ -98,7 +98,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let hidden = args.quiet || !std::io::stderr().is_terminal();
     let rows = data.rows() as u64;
     let bar = if hidden { indicatif::ProgressBar::hidden() } else { indicatif::ProgressBar::new(rows) };
-    if let Ok(style) = indicatif::ProgressStyle::with_template("{bar:30} {pos}/{len} rows, {per_sec}, {eta} left") {
+    if let Ok(style) =
+        indicatif::ProgressStyle::with_template("{bar:30} {pos}/{len} rows, {per_sec}, {eta} left")
+    {
         bar.set_style(style);
     }
     let Some(done) = encode(&data, &encoding, &args.out, &|row| bar.set_position(row as u64), &stop)? else {
@@ -112,8 +114,14 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             Some(Source::File { path } | Source::Folder { path }) => path.display().to_string(),
             None => "drawn values".to_owned(),
         };
-        let mut text = format!("{} rows of {} features from {} ({from})\n", done.rows, done.dim, encoding.encoder.name());
-        for (names, what) in [(&done.copied, "written as they are"), (&done.left_out, "left out, no vectors")] {
+        let mut text = format!(
+            "{} rows of {} features from {} ({from})\n",
+            done.rows,
+            done.dim,
+            encoding.encoder.name()
+        );
+        for (names, what) in [(&done.copied, "written as they are"), (&done.left_out, "left out, no vectors")]
+        {
             if !names.is_empty() {
                 text.push_str(&format!("{what}: {}\n", names.join(", ")));
             }

@@ -5,6 +5,17 @@ use serde_json::json;
 use std::fmt::Write as _;
 use std::process::ExitCode;
 
+/// What each encoder is for.
+const ENCODERS: [(&str, &str); 7] = [
+    ("mlp", "vectors: linear layers with norm, activation and dropout"),
+    ("resnet", "spectrograms, images and frames: depth 18, 34 or 50"),
+    ("efficientnet", "images and frames: B0 to B4, frozen by default"),
+    ("conformer", "sequences such as log-mel spectrograms, of different lengths too"),
+    ("wav2vec2", "waveforms at 16 kHz, of different lengths too"),
+    ("sequence", "sequences of features: bidirectional LSTM or transformer"),
+    ("bert", "token ids: BERT and DistilBERT"),
+];
+
 /// Arguments of `mm methods`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -52,7 +63,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         writeln!(text, "  {:<16} {}", f.name, f.summary)?;
         writeln!(text, "  {:<16} unimodal predictions: {}", "", f.unimodal)?;
     }
-    text.push_str("\nEncoders (model.encoder.kind)\n\n  mlp              linear layers with norm, activation and dropout\n");
+    text.push_str("\nEncoders (model.encoder.kind, or model.encoders.MODALITY.kind for one modality)\n\n");
+    for (name, summary) in ENCODERS {
+        writeln!(text, "  {name:<16} {summary}")?;
+    }
     output::print(&text)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -6,6 +6,8 @@ pub mod efficientnet;
 pub mod mlp;
 pub mod resnet;
 pub mod sequence;
+#[cfg(feature = "text")]
+pub mod text;
 pub mod wav2vec2;
 pub mod weights;
 

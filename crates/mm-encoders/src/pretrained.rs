@@ -15,7 +15,8 @@
 
 use crate::weights::{Matching, Report, Source, Weights, WeightsError};
 use crate::{
-    BertConfig, EfficientNetVariant, EncoderConfig, ResNetConfig, Wav2Vec2Config, bert, conformer, efficientnet, resnet,
+    BertConfig, EfficientNetVariant, EncoderConfig, ResNetConfig, Wav2Vec2Config, bert, conformer,
+    efficientnet, resnet,
 };
 use mm_core::{Checked, ConfigError, ParamStore};
 use serde::{Deserialize, Serialize};
@@ -162,8 +163,13 @@ pub enum DescribeError {
 }
 
 fn resnet_config(config: &serde_json::Value) -> Checked<ResNetConfig> {
-    let depths: Vec<u64> =
-        config.get("depths").and_then(|d| d.as_array()).into_iter().flatten().filter_map(|d| d.as_u64()).collect();
+    let depths: Vec<u64> = config
+        .get("depths")
+        .and_then(|d| d.as_array())
+        .into_iter()
+        .flatten()
+        .filter_map(|d| d.as_u64())
+        .collect();
     let basic = config.get("layer_type").and_then(|l| l.as_str()) == Some("basic");
     let depth = match (depths.as_slice(), basic) {
         ([2, 2, 2, 2], true) => 18,

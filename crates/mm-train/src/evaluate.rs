@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 /// Rows of a batch, at most.
 const EVAL_BATCH: usize = 512;
 /// Numbers of a batch and a modality, about: a batch of images is smaller than one of vectors.
-const EVAL_NUMBERS: usize = 3_000_000;
+const EVAL_NUMBERS: usize = 1_000_000;
 /// Above this many modalities the 2^M coalitions are not evaluated.
 const SHAPLEY_LIMIT: usize = 6;
 

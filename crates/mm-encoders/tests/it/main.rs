@@ -18,6 +18,8 @@ mod resnet18_golden;
 mod resnet_names;
 mod sequence;
 mod sequence_golden;
+#[cfg(feature = "text")]
+mod text;
 mod wav2vec2;
 mod wav2vec2_config;
 mod wav2vec2_golden;

@@ -6,6 +6,7 @@ mod config;
 mod determinism;
 mod directory;
 mod optim;
+mod packed;
 mod refused;
 mod selection;
 mod support;

@@ -1,0 +1,224 @@
+//! Training on packs: rows of any shape and length, encoders by kind, weights to begin with, features made once.
+
+use crate::support::{ONE_STEP, START, assert_same, done, essence, go, parse};
+use mm_core::StepRng;
+use mm_data::pack::{Element, Plan, PlannedModality, Row, write};
+use mm_data::{DataConfig, PackedConfig};
+use mm_encoders::PretrainedConfig;
+use mm_encoders::weights::Source;
+use mm_train::encode::{Encoding, encode};
+use mm_train::predict::Predictor;
+use mm_train::{Outcome, TrainError};
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+
+const ROWS: usize = 60;
+
+/// Two classes: `sound` (T x 4, 5 to 9 places) whose first number grows in time or falls, `face` (1 x 8 x 8 x 1) that is
+/// bright on one side or the other, missing in every tenth row.
+fn pack(dir: &Path) {
+    let modality = |name: &str, dims: &[usize], ragged, frames, element| PlannedModality {
+        name: name.into(),
+        dims: dims.to_vec(),
+        ragged,
+        frames,
+        element,
+    };
+    let part = |name: &str, rows: std::ops::Range<usize>| (format!("{name}_index"), rows.collect());
+    let plan = Plan {
+        name: "toy".into(),
+        preset: serde_json::json!({ "made": "here" }),
+        modalities: vec![
+            modality("sound", &[0, 4], true, false, Element::F32),
+            modality("face", &[1, 8, 8, 1], false, true, Element::U8),
+        ],
+        classes: vec!["up".into(), "down".into()],
+        ids: (0..ROWS).map(|row| format!("clip{row}")).collect(),
+        labels: (0..ROWS).map(|row| (row % 2) as u32).collect(),
+        columns: BTreeMap::new(),
+        indices: BTreeMap::from([part("train", 0..36), part("val", 36..48), part("test", 48..60)]),
+        rows_per_shard: 16,
+    };
+    let values = |row: usize, m: usize| {
+        let mut draws = StepRng::new(7).stream("toy").sample((2 * row + m) as u64).draws();
+        let sign = if row.is_multiple_of(2) { 1.0 } else { -1.0 };
+        Ok(Some(match m {
+            0 => {
+                let places = 5 + draws.below(5);
+                let value = |i: usize| if i % 4 == 0 { sign * (i / 4) as f32 } else { draws.normal() as f32 };
+                Row::Floats((0..4 * places).map(value).collect())
+            }
+            _ if row % 10 == 9 => return Ok(None),
+            _ => {
+                let bright = |i: usize| (i % 8 < 4) == (sign > 0.0);
+                Row::Bytes(
+                    (0..64).map(|i| draws.below(100) as u8 + if bright(i) { 120 } else { 0 }).collect(),
+                )
+            }
+        }))
+    };
+    write(dir, &plan, &values, &|_| {}, &AtomicBool::new(false)).unwrap();
+}
+
+const CONFIG: &str = r#"
+[data]
+kind = "packed"
+path = "PACK"
+inputs.sound = { time_mask = 2, feature_mask = 1 }
+inputs.face = { normalize = "all" }
+[model]
+encoders.sound = { kind = "conformer", dim = 8, layers = 1, heads = 2, kernel = 3 }
+encoders.face = { kind = "resnet", channels = 1, init = "mlb" }
+[optim]
+lr = 0.05
+[train]
+epochs = 2
+batch_size = 12
+[method]
+kind = "mlb"
+"#;
+
+fn config(dir: &Path, sets: &[&str]) -> mm_train::RunConfig {
+    parse(&CONFIG.replace("PACK", dir.to_str().unwrap()), sets)
+}
+
+#[test]
+fn sequences_and_images_train_stop_go_on_and_predict() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = |name: &str| folder.path().join(name);
+    pack(&place("pack"));
+    let config = config(&place("pack"), &[]);
+    let result = done(&config, &place("whole"), START);
+    // The face alone tells the classes apart.
+    assert!(result.test.accuracy >= 0.9, "{}", result.test.accuracy);
+    assert_eq!(result.encoder, "conformer+resnet");
+
+    // Stopped after every step and gone on with, augmentation included.
+    let mut stops = 0;
+    while !matches!(go(&config, &place("parts"), ONE_STEP).unwrap(), Outcome::Done(_)) {
+        stops += 1;
+        assert!(stops <= 10);
+    }
+    assert!(stops >= 5, "{stops}");
+    assert_same(&essence(&place("whole")), &essence(&place("parts")));
+
+    // Prediction from the pack is what the run itself decided on those rows, one by one or together.
+    let predictor = Predictor::open(&place("whole")).unwrap();
+    let all = predictor.predict_file(&place("pack")).unwrap();
+    let file: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(place("whole").join("predictions.json")).unwrap()).unwrap();
+    for (i, row) in (48..60).enumerate() {
+        assert_eq!(all[row].id, format!("clip{row}"));
+        assert_eq!(all[row].present.len(), if row % 10 == 9 { 1 } else { 2 });
+        let class = file["predicted"][i].as_u64().unwrap() as usize;
+        assert_eq!(all[row].class, predictor.classes()[class], "row {row}");
+    }
+    let error = predictor.predict_file(&place("rows.csv")).unwrap_err().to_string();
+    assert!(error.contains("up to 9 x 4") && error.contains("folder of a pack"), "{error}");
+}
+
+#[test]
+fn encoders_that_do_not_fit_the_rows_are_refused_before_anything_is_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = |name: &str| folder.path().join(name);
+    pack(&place("pack"));
+    let refused = |sets: &[&str]| {
+        let error = go(&config(&place("pack"), sets), &place("run"), START).unwrap_err();
+        assert!(!place("run").exists());
+        assert!(matches!(error, TrainError::Config(_) | TrainError::Data(_)), "{error:?}");
+        error.to_string()
+    };
+    let error = refused(&["model.encoders.sound={kind=\"mlp\"}"]);
+    let says = "model.encoders.sound.kind = \"mlp\": takes rows of d numbers, but those of `sound` are up to 9 x 4; \
+                choose conformer, sequence";
+    assert_eq!(error, says);
+    let error = refused(&["model.encoders.face={kind=\"resnet\"}"]);
+    assert_eq!(error, "model.encoders.face.channels = 3: must be 1: the rows of `face` are 8 x 8");
+    assert!(refused(&["data.inputs.face={length=3}"]).contains("data.inputs.face.length = 3"));
+    assert!(refused(&["data.inputs.sound={frames={}}"]).contains("are no frames"));
+    assert!(refused(&["data.inputs.sond={}"]).contains("did you mean `sound`?"));
+}
+
+#[test]
+fn a_run_begins_with_the_weights_of_another() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = |name: &str| folder.path().join(name);
+    pack(&place("pack"));
+    done(&config(&place("pack"), &["train.epochs=1"]), &place("first"), START);
+    let from =
+        format!("model.weights.sound={{path={:?},prefix=\"encoder.sound\"}}", place("first").join("model"));
+    let second = config(&place("pack"), &[&from, "optim.lr=1e-30", "train.epochs=1", "optim.weight_decay=0"]);
+    let result = done(&second, &place("second"), START);
+    assert_eq!(result.weights["sound"], Source::Folder { path: place("first").join("model") });
+    let read = |run: &str| {
+        let path = place(run).join("model/model.safetensors");
+        mm_train::record::read_safetensors(&path).unwrap()
+    };
+    let (first, second) = (read("first"), read("second"));
+    let values = |t: &candle_core::Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    let name = "encoder.sound.layers.0.ff1.expand.weight";
+    assert_eq!(values(&first[name]), values(&second[name]));
+    assert_ne!(values(&first["encoder.face.conv1.weight"]), values(&second["encoder.face.conv1.weight"]));
+
+    let refused =
+        |set: &str| go(&config(&place("pack"), &[set]), &place("third"), START).unwrap_err().to_string();
+    let wrong = from.replace("encoder.sound", "encoder.sund");
+    assert!(refused(&wrong).contains("encoder.sound.layers.0"), "{}", refused(&wrong));
+    let both = "model.weights.sound={path=\"x\",repo=\"y\"}".to_owned();
+    let both = parse_error(&place("pack"), &both);
+    assert!(both.starts_with("model.weights.sound.path"), "{both}");
+}
+
+fn parse_error(pack: &Path, set: &str) -> String {
+    let text = CONFIG.replace("PACK", pack.to_str().unwrap());
+    mm_train::RunConfig::parse(&text, &[set.to_owned()]).unwrap_err().to_string()
+}
+
+#[test]
+fn features_made_once_are_those_that_the_encoder_gives() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = |name: &str| folder.path().join(name);
+    pack(&place("pack"));
+    let run = config(&place("pack"), &["train.epochs=1", "data.standardize=false"]);
+    done(&run, &place("run"), START);
+    let plain = DataConfig::Packed(PackedConfig { standardize: false, ..PackedConfig::new(place("pack")) });
+    let (data, _) = plain.load(0).unwrap();
+    let encoding = Encoding {
+        modality: "sound".into(),
+        encoder: run.model.encoder("sound").clone(),
+        weights: Some(PretrainedConfig {
+            path: Some(place("run").join("model")),
+            prefix: Some("encoder.sound".into()),
+            ..PretrainedConfig::default()
+        }),
+        seed: 0,
+        batch_size: 7,
+        device: candle_core::Device::Cpu,
+    };
+    let out = place("features.safetensors");
+    let done_rows = std::cell::Cell::new(0);
+    let stop = AtomicBool::new(false);
+    let made = encode(&data, &encoding, &out, &|row| done_rows.set(row), &stop).unwrap().unwrap();
+    assert_eq!((made.rows, made.dim, done_rows.get()), (ROWS, 8, ROWS));
+    assert_eq!(made.left_out, ["face"]);
+    // Together or one at a time: the same features, for padding changes nothing.
+    let alone = Encoding { batch_size: 1, ..encoding.clone() };
+    encode(&data, &alone, &place("alone.safetensors"), &|_| {}, &stop).unwrap();
+    let read = |name: &str| {
+        let file = mm_train::record::read_safetensors(&place(name)).unwrap();
+        file["x_sound"].flatten_all().unwrap().to_vec1::<f32>().unwrap()
+    };
+    for (a, b) in read("features.safetensors").iter().zip(read("alone.safetensors")) {
+        assert!((a - b).abs() < 1e-5, "{a} {b}");
+    }
+    // The file is a feature set with the pack's parts.
+    let features = DataConfig::Features(mm_data::FeaturesConfig::new(&out));
+    let prepared = features.prepare(0).unwrap();
+    assert_eq!((prepared.splits.test.len(), prepared.dataset.classes), (12, 2));
+    assert_eq!(prepared.dataset.class_names, ["up", "down"]);
+
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    assert!(encode(&data, &encoding, &place("never"), &|_| {}, &stop).unwrap().is_none());
+    assert!(!place("never").exists());
+}
