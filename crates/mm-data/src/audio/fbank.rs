@@ -5,7 +5,7 @@
 //! e_t    = ln max(sum_i x_t[i]^2, 2^-23), at least ln(energy_floor)               before what follows if `raw_energy`
 //! x_t[i] = (x_t[i] - a x_t[max(i - 1, 0)]) w[i], followed by zeros up to the next power of two P
 //! s[t,b] = sum_k F[b, k] |X_t[k]|^2       F: triangles in mel (1127 ln(1 + f / 700)), even in mel, k < P / 2
-//! y[t,b] = ln max(s, 2^-23)               and e_t as the first number of a frame (the last if `htk_compat`) if `energy`
+//! y[t,b] = ln max(s, 2^-23)               with e_t before them (behind if `htk_compat`) if `energy`
 //! ```
 //!
 //! Shapes: T samples become (1 + (T - N) / shift, bins + energy), or exactly `frames` rows.
@@ -26,7 +26,7 @@
 //! | energy_floor | 1 | at least 0; 0 is none |
 //! | htk_compat | false | where the energy goes |
 //! | snip_edges | true | whole frames only; else (T + shift / 2) / shift frames, the clip reflected around them |
-//! | frames | as many as there are | 1 to 65536; longer clips are cut, shorter ones followed by zeros, before `output.norm` |
+//! | frames | as many as there are | 1 to 65536; cut, or followed by zeros, before `output.norm` |
 //! | input, output | 16 kHz, the whole clip | see [`super::input`], [`super::output`] |
 //!
 //! Names: `kind = "kaldi-fbank"`, or one of these, which any setting changes further:
@@ -36,14 +36,14 @@
 //! | `mla-fbank` | MLA: mean removed, 128 bins, `hanning`, `htk_compat` | 1024 x 128 | -5.081, 4.4849 |
 //! | `bb-fbank` | Kinetics-Sounds of BalanceBenchmark: the same | 1024 x 128 | -4.503877, 10.282552 |
 //!
-//! Differences: double precision. There is no dither (it would make a clip's features random) and no vocal tract warping.
-//! Samples are in [-1, 1], as torchaudio loads them; Kaldi itself reads 16-bit integers, which adds 20.8 (2 ln 32768) to
-//! everything above the floor. With `snip_edges` a clip shorter than a window is an error.
+//! Differences: double precision. There is no dither (it would make a clip's features random) and no vocal tract
+//! warping. Samples are in [-1, 1], as torchaudio loads them; Kaldi itself reads 16-bit integers, which adds 20.8 (2
+//! ln 32768) to everything above the floor. With `snip_edges` a clip shorter than a window is an error.
 //!
 //! Source: torchaudio 2.5.1, `compliance/kaldi.py`.
 
 use super::input::Input;
-use super::mel::{Filters, MAX_BINS};
+use super::mel::{Filters, MAX_BINS, check_low};
 use super::output::{Norm, Output};
 use super::spectrum::{Fourier, MAX_LENGTH};
 use super::{Analysis, check_version};
@@ -178,9 +178,11 @@ impl FbankConfig {
         self.output.check().map_err(|e| e.within("output"))?;
         let half = f64::from(self.input.rate) / 2.0;
         ConfigError::check_range("high", self.high.unwrap_or(half), f64::MIN_POSITIVE, half)?;
-        ConfigError::check_range("low", self.low, 0.0, self.high.unwrap_or(half))?;
-        let longest = MAX_LENGTH as f64 / f64::from(self.input.rate) * 1000.0;
-        ConfigError::check_range("length", self.length, 2000.0 / f64::from(self.input.rate), longest)
+        check_low(self.low, self.high.unwrap_or(half))?;
+        // A frame has at least two samples, and the next at least one more.
+        let sample = 1000.0 / f64::from(self.input.rate);
+        ConfigError::check_range("length", self.length, 2.0 * sample, MAX_LENGTH as f64 * sample)?;
+        ConfigError::check_range("shift", self.shift, sample, 1000.0)
     }
 
     fn in_samples(&self, milliseconds: f64) -> usize {
@@ -257,7 +259,9 @@ impl Analysis for Fbank {
             }
             if settings.remove_dc {
                 let mean = x.iter().sum::<f64>() / length as f64;
-                x.iter_mut().for_each(|x| *x -= mean);
+                for x in &mut *x {
+                    *x -= mean;
+                }
             }
             let raw = self.log_energy(x);
             // From the end, so that every sample still finds the one before it as it was.
@@ -289,7 +293,13 @@ impl Analysis for Fbank {
 /// The sample at `place`; before and after the clip it is read backwards, beginning with the sample at the border.
 fn mirrored(samples: &[f32], place: isize) -> f64 {
     let n = samples.len() as isize;
-    let place = if place < 0 { -1 - place } else if place < n { place } else { 2 * n - 1 - place };
+    let place = if place < 0 {
+        -1 - place
+    } else if place < n {
+        place
+    } else {
+        2 * n - 1 - place
+    };
     usize::try_from(place).ok().and_then(|p| samples.get(p)).map_or(0.0, |&x| f64::from(x))
 }
 

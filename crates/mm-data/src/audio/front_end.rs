@@ -27,9 +27,9 @@ const MAX_RESAMPLERS: usize = 16;
 
 /// A front-end, told apart by `kind`.
 ///
-/// `kind` may also be one of the names of a published recipe ([`FrontEnd::NAMES`]); then every other setting changes that
-/// recipe. What is written is always the plain kind with all its settings, so that a record does not depend on what a
-/// name means.
+/// `kind` may also be one of the names of a published recipe ([`FrontEnd::NAMES`]); then every other setting changes
+/// that recipe. What is written is always the plain kind with all its settings, so that a record does not depend on
+/// what a name means.
 ///
 /// ```
 /// use mm_data::audio::FrontEnd;
@@ -166,7 +166,12 @@ impl FrontEnd {
             Self::Mfcc(c) => Box::new(c.plan()),
             Self::Waveform(c) => Box::new(c.plan()),
         };
-        Ok(Planned { input: self.input().clone(), output: self.output(), analysis, resamplers: Mutex::default() })
+        Ok(Planned {
+            input: self.input().clone(),
+            output: self.output(),
+            analysis,
+            resamplers: Mutex::default(),
+        })
     }
 }
 
@@ -191,9 +196,10 @@ impl Planned {
     /// The shape of the frames of a clip of `samples` samples at `rate`.
     pub fn shape(&self, samples: usize, rate: u32) -> Result<[usize; 2], DataError> {
         let fault = |rule| invalid("clip", rule);
-        let samples = match rate == self.input.rate {
-            true => samples,
-            false => self.resampler(rate).map_err(fault)?.length(samples),
+        let samples = if rate == self.input.rate {
+            samples
+        } else {
+            self.resampler(rate).map_err(fault)?.length(samples)
         };
         if samples == 0 {
             return Err(fault("there is not a single sample".to_owned()));
@@ -217,9 +223,10 @@ impl Planned {
     pub fn apply_named(&self, name: &str, clip: &Clip) -> Result<Frames, DataError> {
         wav::check(clip).map_err(|(rule, remedy)| DataError::invalid(name, rule, remedy))?;
         let fault = |rule| invalid(name, rule);
-        let samples = match clip.rate == self.input.rate {
-            true => Cow::Borrowed(clip.samples.as_slice()),
-            false => Cow::Owned(self.resampler(clip.rate).and_then(|r| r.apply(&clip.samples)).map_err(fault)?),
+        let samples = if clip.rate == self.input.rate {
+            Cow::Borrowed(clip.samples.as_slice())
+        } else {
+            Cow::Owned(self.resampler(clip.rate).and_then(|r| r.apply(&clip.samples)).map_err(fault)?)
         };
         let shape = self.analysed(self.input.length(samples.len())).map_err(fault)?;
         let samples = self.input.prepared(samples);
@@ -240,7 +247,11 @@ impl Planned {
             return Ok(Arc::clone(resampler));
         }
         if !wav::RATES.contains(&rate) {
-            return Err(format!("the sampling rate is {rate} Hz, allowed {} to {}", wav::RATES.start(), wav::RATES.end()));
+            return Err(format!(
+                "the sampling rate is {rate} Hz, allowed {} to {}",
+                wav::RATES.start(),
+                wav::RATES.end()
+            ));
         }
         let resampler = Arc::new(Resampler::new(self.input.resample, rate, self.input.rate)?);
         if known.len() >= MAX_RESAMPLERS {
@@ -252,7 +263,11 @@ impl Planned {
 }
 
 fn invalid(name: &str, rule: String) -> DataError {
-    DataError::invalid(name, rule, "take the clip out of the list, or set `input.samples` and the sizes of the front-end to fit")
+    DataError::invalid(
+        name,
+        rule,
+        "take the clip out of the list, or set `input.samples` and the sizes of the front-end to fit",
+    )
 }
 
 impl<'de> Deserialize<'de> for FrontEnd {

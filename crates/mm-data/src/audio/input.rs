@@ -12,7 +12,7 @@
 //! | setting | default | range |
 //! |---|---|---|
 //! | rate | 16000 | 100 to 768000 Hz |
-//! | resample | `sinc` | `sinc`, `sinc-kaiser`, `polyphase`; only used where a clip has another rate |
+//! | resample | `sinc`; `soxr-like` in `stft`, `psd`, `log-mel`, `mfcc` | one of [`super::resample`] |
 //! | channel | the mean of all | or a channel of the file, from 0 |
 //! | remove_mean | false | |
 //! | samples | the whole clip | 1 to 2^28 |
@@ -20,9 +20,9 @@
 //! | take | `start` | `start`, `centre` |
 //! | clamp | false | |
 //!
-//! Differences: OGM-GE and those after it repeat a CREMA-D clip three times and cut, which gives three seconds only where
-//! the clip has one; here it is repeated until it is long enough, and the same where theirs works. Random crops are no
-//! part of a front-end, because what it gives is a function of the clip alone and may be kept.
+//! Differences: OGM-GE and those after it repeat a CREMA-D clip three times and cut, which gives three seconds only
+//! where the clip has one; here it is repeated until it is long enough, and the same where theirs works. Random crops
+//! are no part of a front-end, because what it gives is a function of the clip alone and may be kept.
 
 use super::resample::Method;
 use super::wav::{MAX_SAMPLES, RATES};
@@ -36,7 +36,7 @@ use std::borrow::Cow;
 pub struct Input {
     /// The sampling rate of the analysis in Hz. Default 16000.
     pub rate: u32,
-    /// How clips of another rate get there. Default `sinc`.
+    /// How clips of another rate get there. Default `sinc`, and `soxr-like` in front-ends of librosa and SciPy.
     pub resample: Method,
     /// The channel of a file, from 0. Default: the mean of all.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -94,7 +94,7 @@ pub enum Take {
 impl Input {
     /// For recipes that load files with librosa.
     pub(super) fn librosa() -> Self {
-        Self { resample: Method::SincKaiser, ..Self::default() }
+        Self { resample: Method::SoxrLike, ..Self::default() }
     }
 
     /// Checks the ranges.

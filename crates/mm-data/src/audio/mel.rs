@@ -25,8 +25,8 @@
 //!
 //! Name: `kind = "log-mel"`. At 16 kHz the defaults are windows of 25 ms every 10 ms.
 //!
-//! Differences: double precision. A filter between two frequencies of the transform is empty, of which librosa warns; here
-//! it is an error.
+//! Differences: double precision. A filter between two frequencies of the transform is empty, of which librosa warns;
+//! here it is an error.
 //!
 //! Source: `librosa.filters.mel` and `librosa.feature.melspectrogram` 0.11.
 
@@ -100,7 +100,7 @@ impl Default for LogMelConfig {
             curve: Curve::Slaney,
             area: true,
             scale: Scale::LN,
-            input: Input::default(),
+            input: Input::librosa(),
             output: Output::default(),
         }
     }
@@ -117,7 +117,7 @@ impl LogMelConfig {
         self.output.check().map_err(|e| e.within("output"))?;
         let half = f64::from(self.input.rate) / 2.0;
         ConfigError::check_range("high", self.high.unwrap_or(half), f64::MIN_POSITIVE, half)?;
-        ConfigError::check_range("low", self.low, 0.0, self.high.unwrap_or(half))?;
+        check_low(self.low, self.high.unwrap_or(half))?;
         self.filters().check(self.bins)
     }
 
@@ -155,6 +155,14 @@ impl Analysis for LogMel {
         self.scale.apply(&mut values);
         values
     }
+}
+
+/// The first filter must begin below the place where the last one ends.
+pub(super) fn check_low(low: f64, high: f64) -> Result<(), ConfigError> {
+    if low >= 0.0 && low < high {
+        return Ok(());
+    }
+    Err(ConfigError::new("low", low, format!("must be at least 0 and below `high`, which is {high}")))
 }
 
 /// A bank of filters; of each only the part that is not zero, as (first bin, weights).

@@ -1,7 +1,7 @@
 //! Mel-frequency cepstral coefficients of librosa.
 //!
 //! ```text
-//! s[t, b]    mel powers (see [`super::mel`])
+//! s[t, b]    mel powers, as in mel.rs
 //! d[t, b]  = max(10 log10(max(s, 1e-10)), max(d) - 80)
 //! y[t, c]  = sqrt(2 / B) sum_b d[t, b] cos(pi c (2 b + 1) / (2 B)),  times sqrt(1/2) for c = 0
 //! ```
@@ -11,7 +11,7 @@
 //! | setting | default | range |
 //! |---|---|---|
 //! | coefficients | 20 | 1 to `mel.bins` |
-//! | mel | n_fft 2048, hop 512, 128 bins, 22050 Hz, `db` | a table with the settings of [`super::mel`]; its `output` must be left alone |
+//! | mel | n_fft 2048, hop 512, 128 bins, 22050 Hz, `db` | a table as in [`super::mel`], without its `output` |
 //! | output | as it is | see [`super::output`] |
 //!
 //! Name: `kind = "mfcc"`. The clip's settings are those of `mel.input`.
@@ -47,8 +47,15 @@ pub struct MfccConfig {
 
 impl Default for MfccConfig {
     fn default() -> Self {
-        let input = Input { rate: 22_050, ..Input::default() };
-        let librosa = LogMelConfig { n_fft: 2048, hop: 512, bins: 128, scale: Scale::DB, input, ..LogMelConfig::default() };
+        let input = Input { rate: 22_050, ..Input::librosa() };
+        let librosa = LogMelConfig {
+            n_fft: 2048,
+            hop: 512,
+            bins: 128,
+            scale: Scale::DB,
+            input,
+            ..LogMelConfig::default()
+        };
         Self { version: VERSION, coefficients: 20, mel: librosa, output: Output::default() }
     }
 }

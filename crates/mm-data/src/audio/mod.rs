@@ -4,9 +4,10 @@
 //! file -> Clip (one channel) -> input: rate, length, limits -> analysis -> output: scale, norm, layout -> Frames
 //! ```
 //!
-//! One front-end is one file: [`stft`], [`psd`], [`mel`], [`fbank`], [`mfcc`], [`waveform`]; what all of them share is in
-//! [`input`], [`output`] and [`resample`], and [`FrontEnd`] names them all in a configuration. Numbers equal those of the
-//! libraries that the published recipes use (librosa, SciPy, torchaudio) to 1e-5 of the largest, see `tests/golden`.
+//! One front-end is one file: [`stft`], [`psd`], [`mel`], [`fbank`], [`mfcc`], [`waveform`]; what all of them share
+//! is in [`input`], [`output`] and [`resample`], and [`FrontEnd`] names them all in a configuration. Numbers equal
+//! those of the libraries that the published recipes use (librosa, SciPy, torchaudio) to 1e-5 of the largest, see
+//! `tests/golden`.
 //!
 //! | `kind` | shape for T samples at 16 kHz | what it is |
 //! |---|---|---|
@@ -16,9 +17,12 @@
 //! | `kaldi-fbank` | 1 + (T - 400) / 160 x 23 | mel filters as in Kaldi |
 //! | `mfcc` | 1 + T / 512 x 20 (at 22050 Hz) | cepstral coefficients |
 //! | `waveform` | T x 1 | the samples with zero mean and unit variance |
-//! | `ogm-stft`, `lfm-stft`, `ucf-stft`, `vggsound-stft`, `scipy-psd`, `pmr-psd`, `mla-fbank`, `bb-fbank` | fixed | published recipes |
 //!
-//! Every front-end is a function of the clip alone: what it gives may be kept under its settings, of which `version` is one.
+//! Recipes of published work have names too, with shapes of their own: `ogm-stft`, `lfm-stft`, `ucf-stft`,
+//! `vggsound-stft`, `scipy-psd`, `pmr-psd`, `mla-fbank`, `bb-fbank`.
+//!
+//! Every front-end is a function of the clip alone: what it gives may be kept under its settings, of which `version`
+//! is one.
 //!
 //! ```
 //! use mm_data::audio::{Clip, FrontEnd};
@@ -66,6 +70,8 @@ fn check_version(given: u32, known: u32) -> Result<(), ConfigError> {
     if given == known {
         return Ok(());
     }
-    let rule = format!("must be {known}, which is what this program computes: leave it out, and make kept frames again");
+    let rule = format!(
+        "must be {known}, which is what this program computes: leave it out, and make kept frames again"
+    );
     Err(ConfigError::new("version", given, rule))
 }

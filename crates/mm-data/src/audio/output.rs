@@ -5,16 +5,17 @@
 //! constant  y = (y - mean) / std                            clip  y = (y - mean(y)) / (std(y) + 1e-9)
 //! ```
 //!
-//! Shapes: (time, bins) with `time-bins`, which is what sequences take; (bins, time) with `bins-time`, which is how librosa
-//! and SciPy lay a spectrogram out and what networks for images take.
+//! Shapes: (time, bins) with `time-bins`, which is what sequences take; (bins, time) with `bins-time`, which is how
+//! librosa and SciPy lay a spectrogram out and what networks for images take.
 //!
 //! | setting | default | range |
 //! |---|---|---|
-//! | scale | depends on the front-end | `linear`; `ln` with eps in (0, 1]; `db` with floor in (0, 1] and top in (0, 1000] |
+//! | scale | depends on the front-end | `linear`; `ln`, eps in (0, 1]; `db`, floor in (0, 1], top in (0, 1000] |
 //! | norm | `none` | `none`; `clip`; `constant` with a finite mean and std > 0 |
 //! | orientation | `time-bins` | `time-bins`, `bins-time` |
 //!
-//! Source: `db` is `librosa.power_to_db` with ref = 1; `clip` is what github.com/fanyunfeng-bit/Modal-Imbalance-PMR does.
+//! Source: `db` is `librosa.power_to_db` with ref = 1; `clip` is what github.com/fanyunfeng-bit/Modal-Imbalance-PMR
+//! does.
 
 use mm_core::ConfigError;
 use serde::{Deserialize, Serialize};
@@ -66,9 +67,13 @@ impl Scale {
             Self::Linear => {}
             Self::Ln { eps } => values.iter_mut().for_each(|v| *v = (*v + eps).ln()),
             Self::Db { floor, top } => {
-                values.iter_mut().for_each(|v| *v = 10.0 * v.max(floor).log10());
+                for v in &mut *values {
+                    *v = 10.0 * v.max(floor).log10();
+                }
                 let lowest = values.iter().copied().fold(f64::NEG_INFINITY, f64::max) - top;
-                values.iter_mut().for_each(|v| *v = v.max(lowest));
+                for v in &mut *values {
+                    *v = v.max(lowest);
+                }
             }
         }
     }
@@ -136,7 +141,9 @@ impl Output {
             }
         };
         if self.norm != Norm::None {
-            values.iter_mut().for_each(|v| *v = (*v - mean) / spread);
+            for v in &mut values {
+                *v = (*v - mean) / spread;
+            }
         }
         let frames = Frames { values: values.into_iter().map(|v| v as f32).collect(), shape };
         match self.orientation {

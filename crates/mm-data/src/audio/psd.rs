@@ -24,11 +24,11 @@
 //! | `scipy-psd` | AVE of MLB | 16 kHz, tiled to 160000, clamped | 257 x 1004 | none |
 //! | `pmr-psd` | AVE of PMR | the same | 257 x 1004 | each clip |
 //!
-//! Both change the rate with `sinc-kaiser`, which comes nearest to what librosa does when it loads a file.
+//! The rate is changed with `soxr-like`, which comes nearest to what librosa does when it loads a file.
 //!
-//! Differences: 353 is the overlap here and the hop in the recipes of librosa; the hop is 159. SciPy shortens its segment
-//! for a shorter clip, here it is an error. Most densities of speech lie far below 1e-7, which is what the logarithm then
-//! shows: the recipe is like that. The transform is in double precision.
+//! Differences: 353 is the overlap here and the hop in the recipes of librosa; the hop is 159. SciPy shortens its
+//! segment for a shorter clip, here it is an error. Most densities of speech lie far below 1e-7, which is what the
+//! logarithm then shows: the recipe is like that. The transform is in double precision.
 //!
 //! Source: `scipy.signal.spectrogram` 1.17, mode "psd", detrend "constant", scaling "density".
 
@@ -71,7 +71,7 @@ impl Default for PsdConfig {
             overlap: 353,
             taper: 0.25,
             scale: Scale::LN,
-            input: Input::default(),
+            input: Input::librosa(),
             output: Output::default(),
         }
     }

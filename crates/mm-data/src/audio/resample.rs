@@ -3,7 +3,8 @@
 //! ```text
 //! y[m] = sum_k x[k] h(k / from - m / to)                     from, to: the rates divided by what divides both
 //! sinc         h(t) = c/from sinc(c t) cos^2(pi c t / (2 L)) for |c t| < L         L = 6, c = 0.99 min(from, to)
-//! sinc-kaiser  the cosine replaced by I0(b sqrt(1 - (c t / L)^2)) / I0(b)            L = 64, c = 0.9476 min(from, to), b = 14.77
+//! sinc-kaiser  for cos^2: I0(b sqrt(1 - (c t / L)^2)) / I0(b)           L = 64, c = 0.9476 min(from, to), b = 14.77
+//! soxr-like    the same with L = 105.2, c = 0.95684 min(from, to), b = 15.92
 //! polyphase    h: sinc of half-width 10 max(from, to) at the rate from * to, times a Kaiser window (b = 5),
 //!              scaled so that its sum is `to`
 //! ```
@@ -13,14 +14,21 @@
 //! | method | the same as |
 //! |---|---|
 //! | `sinc` | `torchaudio.functional.resample` with its defaults |
-//! | `sinc-kaiser` | the same with `sinc_interp_kaiser`, width 64, rolloff 0.9475937167399596, beta 14.769656459379492 ("kaiser_best") |
+//! | `sinc-kaiser` | the same, "kaiser_best": `sinc_interp_kaiser`, 64, 0.9475937167399596, 14.769656459379492 |
+//! | `soxr-like` | `librosa.resample` with its default `soxr_hq`, nearly |
 //! | `polyphase` | `scipy.signal.resample_poly`, which is `res_type="polyphase"` of librosa |
 //!
-//! Differences: librosa's default, `soxr_hq`, belongs to a C library and cannot be had bit for bit; `sinc-kaiser` comes nearest.
-//! torchaudio rounds the length of the result to single precision first, which can lose the last sample; here it is exact.
-//! Filters and sums are in double precision.
+//! Differences: librosa's default, `soxr_hq`, belongs to a C library and cannot be had bit for bit. The constants of
+//! `soxr-like` are fitted to it. For speech from 16 to 22.05 kHz its samples differ from `soxr_hq` by 5e-4 of the
+//! largest at most and by 3e-6 on average; those of `sinc-kaiser` by 5e-3 and 5e-4, those of `sinc` and `polyphase` by
+//! 3e-2 and 2e-3. Of the largest value of `ogm-stft` that is 0.003, 0.006, 0.14 and 0.11 on average, nearly all of it
+//! above 7.2 kHz, where little but the filters' own leakage is left and a logarithm shows it. librosa may end with a
+//! zero, where soxr gave one sample less than the ratio promises.
+//! torchaudio rounds the length of the result to single precision first, which can lose the last sample; here it is
+//! exact. Filters and sums are in double precision.
 //!
-//! Source: torchaudio 2.5.1, `functional/functional.py`; SciPy 1.17, `signal/_signaltools.py` and `signal/_fir_filter_design.py`.
+//! Source: torchaudio 2.5.1, `functional/functional.py`; SciPy 1.17, `signal/_signaltools.py` and
+//! `signal/_fir_filter_design.py`.
 
 use super::wav::MAX_SAMPLES;
 use serde::{Deserialize, Serialize};
@@ -38,6 +46,8 @@ pub enum Method {
     Sinc,
     /// 128 zero crossings under a Kaiser window: slower, and flat up to 0.93 of the band.
     SincKaiser,
+    /// 210 zero crossings under a Kaiser window: what librosa does by default, nearly.
+    SoxrLike,
     /// SciPy's.
     Polyphase,
 }
@@ -67,6 +77,7 @@ impl Resampler {
         let reach = match method {
             Method::Sinc => Shape::SINC.reach(from, to),
             Method::SincKaiser => Shape::KAISER.reach(from, to),
+            Method::SoxrLike => Shape::SOXR.reach(from, to),
             Method::Polyphase => 10.0 * from.max(to) as f64 / to as f64,
         };
         let taps = 2 * reach.floor() as usize + 2;
@@ -89,6 +100,7 @@ impl Resampler {
         let weigh: Box<dyn Fn(i64) -> f64> = match method {
             Method::Sinc => Box::new(move |tick| Shape::SINC.weight(tick, from, to)),
             Method::SincKaiser => Box::new(move |tick| Shape::KAISER.weight(tick, from, to)),
+            Method::SoxrLike => Box::new(move |tick| Shape::SOXR.weight(tick, from, to)),
             Method::Polyphase => {
                 let half = 10 * from.max(to) as i64;
                 let sum: f64 = (-half..=half).map(|tick| poly(tick, from, to)).sum();
@@ -127,13 +139,27 @@ impl Resampler {
                 let from = start.max(0) as usize;
                 let until = (end.max(0) as usize).min(x.len());
                 let samples = x.get(from..until).unwrap_or(&[]);
-                let pairs = weights.iter().skip(skip).zip(samples);
-                y.push(pairs.map(|(w, &x)| w * f64::from(x)).sum::<f64>() as f32);
+                y.push(dot(weights.get(skip..).unwrap_or(&[]), samples) as f32);
             }
             block += self.from as isize;
         }
         Ok(y)
     }
+}
+
+/// As far as the shorter one goes. Eight sums side by side fill the vector units, and their order is fixed.
+fn dot(weights: &[f64], samples: &[f32]) -> f64 {
+    let n = weights.len().min(samples.len());
+    let (weights, last_weights) = weights[..n].as_chunks::<8>();
+    let (samples, last_samples) = samples[..n].as_chunks::<8>();
+    let mut sums = [0.0; 8];
+    for (w, x) in weights.iter().zip(samples) {
+        for ((sum, w), &x) in sums.iter_mut().zip(w).zip(x) {
+            *sum += w * f64::from(x);
+        }
+    }
+    let last = last_weights.iter().zip(last_samples).map(|(w, &x)| w * f64::from(x));
+    sums.iter().sum::<f64>() + last.sum::<f64>()
 }
 
 /// A windowed sinc of torchaudio.
@@ -148,6 +174,9 @@ impl Shape {
     const SINC: Self = Self { zeros: 6.0, rolloff: 0.99, kaiser: None };
     const KAISER: Self =
         Self { zeros: 64.0, rolloff: 0.947_593_716_739_959_6, kaiser: Some(14.769_656_459_379_492) };
+
+    /// Fitted to what librosa's `soxr_hq` makes of white noise, for three pairs of rates with one result.
+    const SOXR: Self = Self { zeros: 105.2, rolloff: 0.956_84, kaiser: Some(15.92) };
 
     fn reach(&self, from: usize, to: usize) -> f64 {
         self.zeros * from as f64 / (self.rolloff * from.min(to) as f64)

@@ -1,7 +1,7 @@
 //! The centred short-time Fourier transform of librosa, as magnitudes or powers.
 //!
 //! ```text
-//! X[t, k] = sum_i w[i] x[t hop + i - n_fft / 2] exp(-2 pi j i k / n_fft)        w = Hann(window), periodic, in the middle
+//! X[t, k] = sum_i w[i] x[t hop + i - n_fft / 2] exp(-2 pi j i k / n_fft)      w = Hann(window), periodic, centred
 //! s = |X| or |X|^2                                                                 y = ln(s + 1e-7)
 //! ```
 //!
@@ -24,13 +24,14 @@
 //! | `ogm-stft` | CREMA-D of OGM-GE, MLB, ReconBoost, AGM | 22050 Hz, tiled to 66150, clamped | 257 x 188 |
 //! | `lfm-stft` | CREMA-D of LFM | 22050 Hz, tiled to 441000 | 257 x 1250 |
 //! | `ucf-stft` | UCF of MLB | 16 kHz, left channel, first 48000 | 257 x 136 |
-//! | `vggsound-stft` | VGGSound of OGM-GE | 16 kHz, tiled, 80000 in the middle, clamped, n_fft 256, hop 128 | 129 x 626 |
+//! | `vggsound-stft` | VGGSound of OGM-GE | 16 kHz, tiled, the middle 80000, clamped, n_fft 256, hop 128 | 129 x 626 |
 //!
-//! All four change the rate with `sinc-kaiser`, which comes nearest to what librosa does when it loads a file.
+//! The rate is changed with `soxr-like`, which comes nearest to what librosa does when it loads a file.
 //!
-//! Differences: librosa pads with zeros since 0.9 and reflected before, which touches the first and the last frames; the
-//! published numbers do not say which. The transform is in double precision. VGGSound's crop is random in the original,
-//! in tests as well; here it is the middle. The shape of `ucf-stft` holds for clips of three seconds: shorter ones are tiled.
+//! Differences: librosa pads with zeros since 0.9 and reflected before, which touches the first and the last frames;
+//! the published numbers do not say which. The transform is in double precision. VGGSound's crop is random in the
+//! original, in tests as well; here it is the middle. The shape of `ucf-stft` holds for clips of three seconds:
+//! shorter ones are tiled.
 //!
 //! Source: `librosa.stft` 0.11.
 
@@ -99,7 +100,7 @@ impl Default for StftConfig {
             padding: Padding::Constant,
             spectrum: Spectrum::Magnitude,
             scale: Scale::LN,
-            input: Input { rate: 22_050, ..Input::default() },
+            input: Input { rate: 22_050, ..Input::librosa() },
             output: Output::default(),
         }
     }
@@ -166,7 +167,9 @@ impl Analysis for Stft {
     fn run(&self, samples: &[f32]) -> Vec<f64> {
         let mut values = self.framing.powers(samples);
         if self.spectrum == Spectrum::Magnitude {
-            values.iter_mut().for_each(|v| *v = v.sqrt());
+            for v in &mut values {
+                *v = v.sqrt();
+            }
         }
         self.scale.apply(&mut values);
         values

@@ -12,15 +12,17 @@
 //! |---|---|---|
 //! | channel | the mean | or a channel from 0 |
 //!
-//! Plain PCM, IEEE float and `WAVE_FORMAT_EXTENSIBLE` with either are read. Samples of fewer bits than their container are
-//! scaled by the container, because the format puts them at its upper end. Compressed WAV (A-law, ADPCM) and RF64 are
-//! refused by name. A file is never believed before it is checked: the samples that its header announces must be there,
-//! every value must be finite, and memory grows with what was read, to at most [`MAX_SAMPLES`].
+//! Plain PCM, IEEE float and `WAVE_FORMAT_EXTENSIBLE` with either are read. Samples of fewer bits than their
+//! container are scaled by the container, because the format puts them at its upper end. Compressed WAV (A-law,
+//! ADPCM) and RF64 are refused by name. A file is never believed before it is checked: the samples that its header
+//! announces must be there, every value must be finite, and memory grows with what was read, to at most
+//! [`MAX_SAMPLES`].
 //!
-//! Other formats (FLAC, MP3, AAC, Ogg) need the feature `media`; [`Clip::open`] looks at the content, not at the name.
+//! Other formats (FLAC, MP3, AAC, Ogg) need the feature `media`; [`Clip::open`] looks at the content, not at the
+//! name.
 //!
-//! Differences: libsndfile reads what is there when a file is cut short; here that is an error. There is no reader of a
-//! crate behind this: the usual one refuses 32-bit PCM with a long header and odd chunks, both of which occur.
+//! Differences: libsndfile reads what is there when a file is cut short; here that is an error. There is no reader of
+//! a crate behind this: the usual one refuses 32-bit PCM with a long header and odd chunks, both of which occur.
 //!
 //! Source: "Multimedia Programming Interface and Data Specifications 1.0" (IBM, Microsoft 1991) and Microsoft's
 //! `WAVEFORMATEXTENSIBLE`.
@@ -108,7 +110,8 @@ impl Clip {
 /// What every clip must be, wherever it comes from: the broken rule and the remedy.
 pub(super) fn check(clip: &Clip) -> Result<(), (String, &'static str)> {
     if !RATES.contains(&clip.rate) {
-        let rule = format!("the sampling rate is {} Hz, allowed {} to {}", clip.rate, RATES.start(), RATES.end());
+        let rule =
+            format!("the sampling rate is {} Hz, allowed {} to {}", clip.rate, RATES.start(), RATES.end());
         return Err((rule, "the header is damaged, or this is not sound: make the file again"));
     }
     if clip.samples.is_empty() {
@@ -246,7 +249,8 @@ impl Wav<'_> {
             return self.fault(rule, "the header is damaged: make the file again");
         }
         if !RATES.contains(&rate) {
-            let rule = format!("the sampling rate is {rate} Hz, allowed {} to {}", RATES.start(), RATES.end());
+            let rule =
+                format!("the sampling rate is {rate} Hz, allowed {} to {}", RATES.start(), RATES.end());
             return self.fault(rule, "the header is damaged: make the file again");
         }
         let bytes = align / channels;
@@ -258,7 +262,9 @@ impl Wav<'_> {
             (3, 4) => Coding::F32,
             (3, 8) => Coding::F64,
             _ => {
-                let rule = format!("samples of kind {tag} in {bytes} bytes are not read (PCM is 1, IEEE float is 3)");
+                let rule = format!(
+                    "samples of kind {tag} in {bytes} bytes are not read (PCM is 1, IEEE float is 3)"
+                );
                 return self.fault(rule, CONVERT);
             }
         };
@@ -280,11 +286,13 @@ impl Wav<'_> {
         let frame = width * channels;
         if size > left {
             let rule = format!("the header announces {size} bytes of samples, but {left} follow");
-            let remedy = "the file is truncated (fetch it again) or came out of a pipe (rewrite it with ffmpeg)";
+            let remedy =
+                "the file is truncated (fetch it again) or came out of a pipe (rewrite it with ffmpeg)";
             return self.fault(rule, remedy);
         }
         if !size.is_multiple_of(frame as u64) {
-            let rule = format!("{size} bytes of samples are no multiple of {frame}, the bytes of all channels");
+            let rule =
+                format!("{size} bytes of samples are no multiple of {frame}, the bytes of all channels");
             return self.fault(rule, "the file is damaged: make it again");
         }
         let count = (size / frame as u64) as usize;
@@ -350,7 +358,11 @@ fn other(
 fn other(_: BufReader<File>, name: &str, head: &[u8], _: Option<usize>) -> Result<Clip, DataError> {
     let Some(kind) = kind(head) else { return Err(unknown(name, head)) };
     let rule = format!("the file is {kind}, and this program was built without the feature `media`");
-    Err(DataError::invalid(name, rule, "build with `--features media`, or convert it with `ffmpeg -i IN OUT.wav`"))
+    Err(DataError::invalid(
+        name,
+        rule,
+        "build with `--features media`, or convert it with `ffmpeg -i IN OUT.wav`",
+    ))
 }
 
 fn unknown(name: &str, head: &[u8]) -> DataError {
@@ -359,5 +371,9 @@ fn unknown(name: &str, head: &[u8]) -> DataError {
         [b'R', b'F', b'6', b'4', ..] | [b'B', b'W', b'6', b'4', ..] => "RF64 is not read".to_owned(),
         _ => "the content is no sound file that is known".to_owned(),
     };
-    DataError::invalid(name, rule, "give a WAV file, or convert it with `ffmpeg -i IN -c:a pcm_s16le OUT.wav`")
+    DataError::invalid(
+        name,
+        rule,
+        "give a WAV file, or convert it with `ffmpeg -i IN -c:a pcm_s16le OUT.wav`",
+    )
 }

@@ -74,7 +74,9 @@ impl Analysis for Waveform {
             let mean = x.iter().sum::<f64>() / n;
             let variance = x.iter().map(|x| (x - mean) * (x - mean)).sum::<f64>() / n;
             let spread = (variance + 1e-7).sqrt();
-            x.iter_mut().for_each(|x| *x = (*x - mean) / spread);
+            for x in &mut x {
+                *x = (*x - mean) / spread;
+            }
         }
         x
     }
