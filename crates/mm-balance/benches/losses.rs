@@ -7,7 +7,12 @@
 use candle_core::{DType, Device, Result, Tensor, Var};
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use mm_balance::{lfm, mlb, multimodal_loss, ogm, opm, score, sum_ce, unimodal};
+use mm_balance::pmr::{self, Prototypes};
+use mm_balance::proxyanchor::{self, ProxyAnchorConfig};
+use mm_balance::softtriple::{self, SoftTripleConfig};
+use mm_balance::{
+    cml, lfm, mla, mlb, mmcosine, multimodal_loss, ogm, opm, proxynca, reconboost, score, sum_ce, unimodal,
+};
 use mm_core::{Batch, Modal, StepRng};
 use mm_kernels::cross_entropy;
 use std::hint::black_box;
@@ -28,6 +33,11 @@ struct Case {
     logits: Modal<Var>,
     features: Modal<Var>,
     proxies: Var,
+    /// (C, D): one vector per class.
+    weights: Var,
+    /// (D, 10 C).
+    centers: Var,
+    prototypes: Prototypes,
     gradient: Tensor,
     batch: Batch,
 }
@@ -42,7 +52,12 @@ impl Case {
         };
         let logits = Modal::try_from_fn(modalities, |_| normal(&[rows, classes]))?;
         let width = modalities * classes;
+        let weights = normal(&[classes, DIM])?;
+        let prototypes = Prototypes::from_values(mm_core::model::to_host(&weights)?, DIM)?;
         Ok(Self {
+            weights,
+            prototypes,
+            centers: normal(&[DIM, 10 * classes])?,
             label: format!("f32 cpu B{rows}xM{modalities}xC{classes}"),
             classes,
             fused: normal(&[rows, classes])?,
@@ -65,6 +80,12 @@ impl Case {
         mm_core::model::sum(&losses)
     }
 
+    /// The sum of a loss over the features of every modality.
+    fn each(&self, loss: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
+        let losses: Vec<Tensor> = self.features.values().iter().map(|h| loss(h)).collect::<Result<_>>()?;
+        mm_core::model::sum(&losses)
+    }
+
     fn scores(&self) -> Result<Vec<f64>> {
         Ok(score::true_class(&self.heads(), &self.batch)?.into_values())
     }
@@ -77,7 +98,7 @@ fn plain(case: &Case) -> Result<Tensor> {
     cross_entropy(&case.fused, &case.batch.labels, None)
 }
 
-const LOSSES: [(&str, Loss); 6] = [
+const LOSSES: [(&str, Loss); 13] = [
     ("multi-loss", |c| Ok(unimodal::losses_and_scores(&c.heads(), &c.batch)?.0)),
     ("sum-ce", |c| {
         let probabilities = sum_ce::probabilities(&c.heads(), &c.batch)?;
@@ -91,13 +112,42 @@ const LOSSES: [(&str, Loss); 6] = [
         let parts = multimodal_loss::logits(&embeddings, &c.proxies, c.classes, 10.0)?;
         cross_entropy(&parts.logits, &c.batch.labels, None)
     }),
+    ("mmcosine", |c| {
+        let logits = c.each(|h| mmcosine::logits(h, &c.weights, 10.0))?;
+        cross_entropy(&logits, &c.batch.labels, None)
+    }),
+    ("softtriple", |c| {
+        let config = SoftTripleConfig::default();
+        c.each(|h| softtriple::loss(h, &c.centers, &c.batch.labels, None, c.classes, &config))
+    }),
+    ("proxynca", |c| c.each(|h| proxynca::loss(h, &c.weights, &c.batch.labels, None))),
+    ("proxyanchor", |c| {
+        let config = ProxyAnchorConfig::default();
+        c.each(|h| proxyanchor::loss(h, &c.weights, &c.batch.labels, None, &config))
+    }),
+    ("pmr", |c| c.each(|h| cross_entropy(&c.prototypes.logits(h)?, &c.batch.labels, None))),
+    ("cml", |c| cml::rank_losses(&c.logits.values()[0], &c.fused, &c.batch.labels)?.mean_all()),
+    ("reconboost", |c| {
+        reconboost::boosting_losses(&c.fused, &c.logits.values()[0], &c.batch.labels, 5.0, 1.0)?.mean_all()
+    }),
 ];
 
-const STATISTICS: [(&str, Statistic); 6] = [
+const STATISTICS: [(&str, Statistic); 9] = [
     ("score", Case::scores),
     ("mlb coefficient", |c| Ok(mlb::coefficients(&c.scores()?, 0.8, 5.0))),
     ("ogm coefficient", |c| Ok(ogm::coefficients(&c.scores()?, 0.8))),
     ("opm probability", |c| Ok(opm::drop_probabilities(&c.scores()?, 0.5, 0.5))),
+    ("pmr coefficient", |c| Ok(pmr::coefficients(&c.scores()?).0)),
+    ("mla gate", |c| {
+        let present = c.logits.map(|_, _| None);
+        Ok(vec![mla::decide(&c.heads(), &present, mla::Gate::Row)?.dims()[0] as f64])
+    }),
+    ("mla projector", |c| {
+        let mut p = mm_core::model::to_host(&c.gradient)?;
+        let r = vec![0.1; DIM];
+        mla::absorb(&mut p, &r, 0.1);
+        Ok(p)
+    }),
     ("ogm-ge noise", |c| {
         let noise = c.gradient.affine(0.5, 0.0)?;
         Ok(vec![ogm::enhanced(&c.gradient, 0.3, &noise)?.dims()[0] as f64])

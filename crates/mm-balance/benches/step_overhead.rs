@@ -148,7 +148,7 @@ impl Run {
         if needs.heads {
             model = model.with_heads(store.root())?;
         }
-        let step = Joint::new(config.build(store.root(), count, size.classes)?);
+        let step = Joint::new(config.build(store.root(), &dims, size.classes)?);
         let sgd = Sgd::new(&store)?;
         Ok(Self { model, store, step, sgd })
     }

@@ -90,6 +90,14 @@ impl StepCx<'_> {
     }
 }
 
+/// The training rows of an epoch, for methods that look at them as a whole: prototypes, statistics of features.
+pub trait TrainingRows: std::fmt::Debug {
+    /// How many batches the epoch has.
+    fn batches(&self) -> usize;
+    /// One of them, in the order in which the epoch takes them.
+    fn batch(&self, n: usize) -> Result<Batch>;
+}
+
 /// The start of an epoch as a method sees it.
 #[derive(Debug)]
 pub struct EpochCx<'a> {
@@ -103,6 +111,8 @@ pub struct EpochCx<'a> {
     pub learning_rate: f64,
     /// A training batch and the held-out rows, where the method's [`Needs`] ask for them.
     pub batches: Option<(&'a Batch, &'a Batch)>,
+    /// The training rows of this epoch, without those held out; `None` where a loop has none to give.
+    pub training: Option<&'a dyn TrainingRows>,
     /// The method's own randomness in this epoch.
     pub rng: StepRng,
 }
@@ -123,7 +133,7 @@ pub struct EpochReport {
 pub struct Edited {
     /// The features, only of the rows kept.
     pub features: Features,
-    /// The rows kept, where some were dropped; an empty list skips the step.
+    /// The rows that the features are of, where some were dropped or come more than once; an empty list skips the step.
     pub keep: Option<Vec<u32>>,
 }
 
@@ -151,7 +161,7 @@ pub trait Balancer: std::fmt::Debug {
     fn epoch_start(&mut self, _cx: &EpochCx<'_>) -> Result<()> {
         Ok(())
     }
-    /// May change features or drop rows.
+    /// May change features, drop rows, or add copies of them.
     fn features(&mut self, _cx: &StepCx<'_>, z: Features) -> Result<Edited> {
         Ok(Edited::all(z))
     }

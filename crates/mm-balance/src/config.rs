@@ -1,14 +1,28 @@
 //! Every method by name, with its settings: what a configuration file's `[method]` table means.
 
+use crate::arl::ArlConfig;
+use crate::cml::CmlConfig;
+use crate::functional_entropy::FunctionalEntropyConfig;
 use crate::lfm::{LfmHeuristicConfig, LfmLearnedConfig};
+use crate::mbsd::MbsdConfig;
+use crate::mla::MlaConfig;
 use crate::mlb::MlbConfig;
+use crate::mmcosine::MmCosineConfig;
+use crate::modality_dropout::ModalityDropoutConfig;
 use crate::multi_loss::MultiLossConfig;
 use crate::multimodal_loss::MultiModalLossConfig;
 use crate::ogm::OgmConfig;
 use crate::opm::OpmConfig;
+use crate::pmr::PmrConfig;
+use crate::proxyanchor::ProxyAnchorConfig;
+use crate::proxynca::ProxyNcaConfig;
+use crate::reconboost::ReconBoostConfig;
+use crate::softtriple::SoftTripleConfig;
 use crate::sum_ce::SumCe;
-use crate::{Balancer, Needs};
-use mm_core::{ConfigError, Scope};
+use crate::umt::UmtConfig;
+use crate::valuation::ValuationConfig;
+use crate::{Balancer, Joint, Needs, TrainStep};
+use mm_core::{ConfigError, Fusion, Modal, Modalities, Scope};
 use serde::{Deserialize, Serialize};
 
 /// A method without settings.
@@ -50,6 +64,34 @@ pub enum MethodConfig {
     MultimodalLoss(MultiModalLossConfig),
     /// Cross-entropy of summed unimodal probabilities.
     SumCe(NoSettings),
+    /// Gradient factors that let the certain modality lead.
+    Arl(ArlConfig),
+    /// A ranking loss over confidences.
+    Cml(CmlConfig),
+    /// A regulariser over input gradients.
+    FunctionalEntropy(FunctionalEntropyConfig),
+    /// Self-distillation between modalities.
+    Mbsd(MbsdConfig),
+    /// Turns on one shared head.
+    Mla(MlaConfig),
+    /// A sum of cosines in the place of the fusion.
+    Mmcosine(MmCosineConfig),
+    /// Dropping modalities at one constant rate.
+    ModalityDropout(ModalityDropoutConfig),
+    /// A loss over prototypes for the modality that lags.
+    Pmr(PmrConfig),
+    /// A loss over proxies as anchors.
+    Proxyanchor(ProxyAnchorConfig),
+    /// A loss over one proxy per class.
+    Proxynca(ProxyNcaConfig),
+    /// Turns against what the others cannot explain.
+    Reconboost(ReconBoostConfig),
+    /// A loss over several centres per class.
+    Softtriple(SoftTripleConfig),
+    /// Distillation from encoders trained alone.
+    Umt(UmtConfig),
+    /// Copies of rows with the modality alone that contributes little.
+    Valuation(ValuationConfig),
 }
 
 impl MethodConfig {
@@ -67,12 +109,51 @@ impl MethodConfig {
             Self::LfmLearned(_) => "lfm-learned",
             Self::MultimodalLoss(_) => "multimodal-loss",
             Self::SumCe(_) => "sum-ce",
+            Self::Arl(_) => "arl",
+            Self::Cml(_) => "cml",
+            Self::FunctionalEntropy(_) => "functional-entropy",
+            Self::Mbsd(_) => "mbsd",
+            Self::Mla(_) => "mla",
+            Self::Mmcosine(_) => "mmcosine",
+            Self::ModalityDropout(_) => "modality-dropout",
+            Self::Pmr(_) => "pmr",
+            Self::Proxyanchor(_) => "proxyanchor",
+            Self::Proxynca(_) => "proxynca",
+            Self::Reconboost(_) => "reconboost",
+            Self::Softtriple(_) => "softtriple",
+            Self::Umt(_) => "umt",
+            Self::Valuation(_) => "valuation",
         }
     }
 
-    /// Whether the method brings its own decision rule; two of those cannot be composed.
+    /// Whether the method brings its own decision rule or its own fusion; two of those cannot be composed.
     pub fn decides(&self) -> bool {
-        matches!(self, Self::MultimodalLoss(_) | Self::SumCe(_))
+        matches!(
+            self,
+            Self::MultimodalLoss(_) | Self::SumCe(_) | Self::Mla(_) | Self::Mmcosine(_) | Self::Reconboost(_)
+        )
+    }
+
+    /// Whether the method does the whole step by itself: such a method cannot be composed.
+    pub fn steps(&self) -> bool {
+        matches!(self, Self::Mla(_) | Self::Reconboost(_))
+    }
+
+    /// Whether the method takes the fused logits themselves, so that none that decides otherwise can stand beside it.
+    pub fn needs_fused_logits(&self) -> bool {
+        matches!(
+            self,
+            Self::LfmLearned(_)
+                | Self::Arl(_)
+                | Self::Cml(_)
+                | Self::FunctionalEntropy(_)
+                | Self::Valuation(_)
+        )
+    }
+
+    /// Whether the model's logits are a fusion's, be it the configured one or one that the method brings.
+    pub fn has_fused_logits(&self) -> bool {
+        !matches!(self, Self::MultimodalLoss(_) | Self::SumCe(_) | Self::Reconboost(_) | Self::Mla(_))
     }
 
     /// Checks the settings for a model with `modalities` modalities; says what the method needs of it.
@@ -91,6 +172,23 @@ impl MethodConfig {
                 Needs { heads: true, fusion: false, ..Needs::default() }
             }
             Self::SumCe(_) => SumCe.needs(),
+            Self::Arl(c) => c.build()?.needs(),
+            Self::Cml(c) => c.build()?.needs(),
+            Self::FunctionalEntropy(c) => c.build()?.needs(),
+            Self::Mbsd(c) => c.build()?.needs(),
+            Self::Mla(c) => c.build()?.needs(),
+            Self::Mmcosine(c) => {
+                c.check()?;
+                Needs { fusion: false, ..Needs::default() }
+            }
+            Self::ModalityDropout(c) => c.build()?.needs(),
+            Self::Pmr(c) => c.build()?.needs(),
+            Self::Proxyanchor(c) => c.check().map(|()| Needs::default())?,
+            Self::Proxynca(c) => c.check().map(|()| Needs::default())?,
+            Self::Reconboost(c) => c.build()?.needs(),
+            Self::Softtriple(c) => c.check().map(|()| Needs::default())?,
+            Self::Umt(c) => c.check()?,
+            Self::Valuation(c) => c.build(modalities)?.needs(),
         };
         if modalities < needs.modalities {
             let rule = format!("needs at least {} modalities, the model has {modalities}", needs.modalities);
@@ -99,11 +197,42 @@ impl MethodConfig {
         Ok(needs)
     }
 
-    /// Makes the balancer; its own parameters go to `scope`.
+    /// Makes the fusion that the method brings in the place of the configured one, if it does; its parameters go to
+    /// `scope`.
+    pub fn fusion(
+        &self,
+        scope: Scope<'_>,
+        modalities: &Modalities,
+        widths: &Modal<usize>,
+        classes: usize,
+    ) -> candle_core::Result<Option<Box<dyn Fusion>>> {
+        Ok(match self {
+            Self::Mla(c) => Some(Box::new(c.fusion(scope, widths, classes)?)),
+            Self::Mmcosine(c) => Some(Box::new(c.fusion(scope, modalities, widths, classes)?)),
+            _ => None,
+        })
+    }
+
+    /// Makes the training step of the method alone; its own parameters go to `scope`, and `widths` are those of the
+    /// features.
+    pub fn step(
+        &self,
+        scope: Scope<'_>,
+        widths: &Modal<usize>,
+        classes: usize,
+    ) -> candle_core::Result<Box<dyn TrainStep>> {
+        Ok(match self {
+            Self::Mla(c) => Box::new(c.build().map_err(candle_core::Error::wrap)?),
+            Self::Reconboost(c) => Box::new(c.build().map_err(candle_core::Error::wrap)?),
+            _ => Box::new(Joint::new(self.build(scope, widths, classes)?)),
+        })
+    }
+
+    /// Makes the balancer; its own parameters go to `scope`, and `widths` are those of the features.
     pub fn build(
         &self,
         scope: Scope<'_>,
-        modalities: usize,
+        widths: &Modal<usize>,
         classes: usize,
     ) -> candle_core::Result<Box<dyn Balancer>> {
         fn boxed<B: Balancer + 'static>(
@@ -111,8 +240,10 @@ impl MethodConfig {
         ) -> candle_core::Result<Box<dyn Balancer>> {
             built.map(|b| Box::new(b) as Box<dyn Balancer>).map_err(candle_core::Error::wrap)
         }
+        let modalities = widths.len();
         match self {
-            Self::Joint(_) | Self::Unimodal(_) => Ok(Box::new(())),
+            // A fusion is all that MMCosine brings.
+            Self::Joint(_) | Self::Unimodal(_) | Self::Mmcosine(_) => Ok(Box::new(())),
             Self::MultiLoss(c) => boxed(c.build()),
             Self::Mlb(c) => boxed(c.build()),
             Self::Ogm(c) => boxed(c.build(modalities, false)),
@@ -125,133 +256,31 @@ impl MethodConfig {
                 Ok(Box::new(c.build(scope.at("multimodal-loss"), modalities, classes)?))
             }
             Self::SumCe(_) => Ok(Box::new(SumCe)),
+            Self::Arl(c) => boxed(c.build()),
+            Self::Cml(c) => boxed(c.build()),
+            Self::FunctionalEntropy(c) => boxed(c.build()),
+            Self::Mbsd(c) => boxed(c.build()),
+            Self::ModalityDropout(c) => boxed(c.build()),
+            Self::Pmr(c) => boxed(c.build()),
+            // Who can open the teachers' runs calls `UmtConfig::build` with them.
+            Self::Umt(c) => boxed(c.build(None)),
+            Self::Valuation(c) => boxed(c.build(modalities)),
+            Self::Proxyanchor(c) => {
+                c.check().map_err(candle_core::Error::wrap)?;
+                Ok(Box::new(c.build(scope.at("proxyanchor"), widths, classes)?))
+            }
+            Self::Proxynca(c) => {
+                c.check().map_err(candle_core::Error::wrap)?;
+                Ok(Box::new(c.build(scope.at("proxynca"), widths, classes)?))
+            }
+            Self::Softtriple(c) => {
+                c.check().map_err(candle_core::Error::wrap)?;
+                Ok(Box::new(c.build(scope.at("softtriple"), widths, classes)?))
+            }
+            Self::Mla(_) | Self::Reconboost(_) => candle_core::bail!(
+                "`{}` does the whole step by itself: use `MethodConfig::step`, and compose it with nothing",
+                self.name()
+            ),
         }
     }
-}
-
-/// What `mm methods` prints of a method.
-#[derive(Debug, Clone, Copy)]
-pub struct Entry {
-    /// Name, as in `method.kind`.
-    pub name: &'static str,
-    /// What it does.
-    pub summary: &'static str,
-    /// Settings with defaults.
-    pub settings: &'static str,
-    /// Where it acts.
-    pub acts_on: &'static str,
-    /// Paper.
-    pub paper: &'static str,
-    /// What its numbers are pinned to.
-    pub pinned_to: &'static str,
-}
-
-/// All methods, baselines first.
-pub fn catalogue() -> &'static [Entry] {
-    const MLB: &str = "Kontras et al. 2024, arXiv 2405.07930";
-    const BML: &str = "Wei et al. 2024, arXiv 2410.11582";
-    const LFM: &str = "Dynamically Learning Modality Gap, NeurIPS 2024";
-    const MML: &str = "Deep Metric Loss for Multimodal Learning, arXiv 2308.10486";
-    &[
-        Entry {
-            name: "joint",
-            summary: "cross-entropy of the fused logits, nothing else",
-            settings: "",
-            acts_on: "nothing",
-            paper: "",
-            pinned_to: "own derivation",
-        },
-        Entry {
-            name: "unimodal",
-            summary: "one modality trained alone",
-            settings: "modality (required)",
-            acts_on: "the model",
-            paper: "",
-            pinned_to: "own derivation",
-        },
-        Entry {
-            name: "ensemble",
-            summary: "average of unimodal models trained apart (`mm ensemble`)",
-            settings: "",
-            acts_on: "predictions",
-            paper: MLB,
-            pinned_to: "own derivation",
-        },
-        Entry {
-            name: "multi-loss",
-            summary: "adds the cross-entropy of every modality's own head",
-            settings: "weight = 1",
-            acts_on: "loss",
-            paper: MLB,
-            pinned_to: "released code, paper",
-        },
-        Entry {
-            name: "mlb",
-            summary: "multi-loss, with a gradient coefficient per encoder that speeds up laggards and slows leaders",
-            settings: "alpha = 0.8, beta_max = 5, weight = 1, variant = paper|released, \
-                       apply = gradient|learning-rate, start_epoch = 0, end_epoch",
-            acts_on: "loss, gradients of encoders, heads and linear fusion blocks",
-            paper: MLB,
-            pinned_to: "released code, paper eq. 2-7",
-        },
-        Entry {
-            name: "ogm",
-            summary: "damps the gradient of the leading modality's encoder",
-            settings: "alpha = 0.8, variant = paper|released|released-m3, parameters = all|conv|weights, \
-                       start_epoch = 0, end_epoch",
-            acts_on: "gradients of encoders",
-            paper: "Peng et al. CVPR 2022; Wei et al. 2024, arXiv 2410.11582",
-            pinned_to: "released code",
-        },
-        Entry {
-            name: "ogm-ge",
-            summary: "ogm plus noise of the gradient's own deviation",
-            settings: "as ogm",
-            acts_on: "gradients of encoders",
-            paper: "Peng et al. CVPR 2022",
-            pinned_to: "released code",
-        },
-        Entry {
-            name: "opm",
-            summary: "drops features of the leading modality",
-            settings: "q_base = 0.5, lambda = 0.5, p_exe = 0.7, start_epoch = 0, end_epoch",
-            acts_on: "features",
-            paper: BML,
-            pinned_to: "released code",
-        },
-        Entry {
-            name: "lfm-heuristic",
-            summary: "contrastive matching that hands over to supervision on a schedule",
-            settings: "matching = info-nce|alignment|js, temperature = 0.07, loss_scale = 1, \
-                       schedule.kind = paper|exponential|polynomial|fixed",
-            acts_on: "loss",
-            paper: LFM,
-            pinned_to: "released code; paper's schedule by a public summary",
-        },
-        Entry {
-            name: "lfm-learned",
-            summary: "the same with a weight learned by one-step bi-level optimisation on held-out training rows",
-            settings: "matching, temperature, loss_scale, bilevel.{variant = unrolled|released-hvp, initial = 0.5|0.05, \
-                       rate = 1|1e-4, inner_rate, held_out = 16}",
-            acts_on: "loss",
-            paper: LFM,
-            pinned_to: "own derivation (exact gradient); released code (released-hvp)",
-        },
-        Entry {
-            name: "multimodal-loss",
-            summary: "proxies subgroup the instances by what each modality contributes; replaces the fusion",
-            settings: "proxies = 20, temperature = 0.1",
-            acts_on: "loss, decision rule",
-            paper: MML,
-            pinned_to: "released code",
-        },
-        Entry {
-            name: "sum-ce",
-            summary: "cross-entropy of the sum of unimodal probabilities; replaces the fusion",
-            settings: "",
-            acts_on: "loss, decision rule",
-            paper: MML,
-            pinned_to: "released notebooks",
-        },
-    ]
 }

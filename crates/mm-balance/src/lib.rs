@@ -1,20 +1,37 @@
 #![doc = include_str!("../README.md")]
 
+pub mod arl;
 pub mod balancer;
+pub mod catalogue;
+pub mod cml;
 pub mod config;
 pub mod ensemble;
+pub mod functional_entropy;
 pub mod lfm;
 pub mod lfm_weight;
+pub mod mbsd;
+pub mod mla;
 pub mod mlb;
+pub mod mmcosine;
+pub mod modality_dropout;
 pub mod multi_loss;
 pub mod multimodal_loss;
 pub mod ogm;
 pub mod opm;
+pub mod pmr;
+mod proxies;
+pub mod proxyanchor;
+pub mod proxynca;
+pub mod reconboost;
 pub mod score;
+pub mod softtriple;
 pub mod step;
 pub mod sum_ce;
+pub mod umt;
 pub mod unimodal;
+pub mod valuation;
 
-pub use balancer::{Balancer, Edited, EpochCx, EpochReport, Needs, State, StepCx, Windowed};
-pub use config::{Entry, MethodConfig, catalogue};
+pub use balancer::{Balancer, Edited, EpochCx, EpochReport, Needs, State, StepCx, TrainingRows, Windowed};
+pub use catalogue::{Entry, catalogue};
+pub use config::MethodConfig;
 pub use step::{Joint, Observation, Optimizer, StepReport, TrainStep};

@@ -110,7 +110,7 @@ pub fn logits(embeddings: &Tensor, proxies: &Tensor, classes: usize, gamma: f64)
 }
 
 /// `x / max(‖x‖₂, 1e-12)` along `dim`, with a gradient of zero through the norm where it is clamped.
-fn normalised(x: &Tensor, dim: usize) -> Result<Tensor> {
+pub(crate) fn normalised(x: &Tensor, dim: usize) -> Result<Tensor> {
     let square = x.sqr()?.sum_keepdim(dim)?;
     let floor = square.detach().le(1e-24)?.to_dtype(x.dtype())?;
     // Adding 1 where the norm vanishes keeps sqrt and its derivative finite; those columns are zero anyway.

@@ -3,11 +3,17 @@
 use crate::config::RunConfig;
 use crate::error::TrainError;
 use crate::optim::dtype;
+use crate::predict::Predictor;
 use candle_core::Device;
-use mm_balance::{Balancer, Joint, Needs, TrainStep};
-use mm_core::{Composite, ConfigError, Encoder, Modal, Modalities, ParamStore, RowShape};
+use candle_core::Tensor;
+use mm_balance::umt::Teachers;
+use mm_balance::{Balancer, Joint, MethodConfig, Needs, TrainStep};
+use mm_core::{
+    Batch, Composite, ConfigError, Encoder, Modal, Modalities, Modality, Mode, Multimodal, ParamStore, RowShape,
+};
 use mm_encoders::weights::Source;
 use std::collections::BTreeMap;
+use std::path::Path;
 
 /// Everything that is trained.
 #[derive(Debug)]
@@ -63,26 +69,97 @@ pub fn build(
         dims.push(encoder.dim());
         encoders.push(encoder);
     }
-    let fusion = if needs.fusion {
+    let dims = Modal::new(dims);
+    let mut fusion = if needs.fusion {
         let scope = params.root().at("fusion");
-        Some(config.model.fusion.build(scope, modalities, &Modal::new(dims), classes)?)
+        Some(config.model.fusion.build(scope, modalities, &dims, classes)?)
     } else {
         None
     };
+    for method in &config.method {
+        if let Some(own) = method.fusion(params.root().at("fusion"), modalities, &dims, classes)? {
+            fusion = Some(own);
+        }
+    }
     let mut model = Composite::new(modalities.clone(), classes, Modal::new(encoders), fusion)?;
     if needs.heads {
         model = model.with_heads(params.root())?;
     }
-    let mut balancer: Option<Box<dyn Balancer>> = None;
+    let step = step(config, &mut params, &dims, classes)?;
+    Ok(Built { params, model, step, needs, device })
+}
+
+/// The training step: one method's own, or one step for all balancers together.
+fn step(
+    config: &RunConfig,
+    params: &mut ParamStore,
+    dims: &Modal<usize>,
+    classes: usize,
+) -> Result<Box<dyn TrainStep>, TrainError> {
+    if let [alone] = config.method.as_slice()
+        && alone.steps()
+    {
+        return Ok(alone.step(params.root().at("balance"), dims, classes)?);
+    }
+    let mut all: Option<Box<dyn Balancer>> = None;
     for method in &config.method {
-        let next = method.build(params.root().at("balance"), modalities.len(), classes)?;
-        balancer = Some(match balancer {
+        let next = balancer(method, params, dims, classes)?;
+        all = Some(match all {
             None => next,
             Some(first) => Box::new((first, next)),
         });
     }
-    let step: Box<dyn TrainStep> = Box::new(Joint::new(balancer.unwrap_or_else(|| Box::new(()))));
-    Ok(Built { params, model, step, needs, device })
+    Ok(Box::new(Joint::new(all.unwrap_or_else(|| Box::new(())))))
+}
+
+fn balancer(
+    method: &MethodConfig,
+    params: &mut ParamStore,
+    dims: &Modal<usize>,
+    classes: usize,
+) -> Result<Box<dyn Balancer>, TrainError> {
+    match method {
+        MethodConfig::Umt(umt) => {
+            let runs = Runs { folders: umt.teachers.clone(), open: BTreeMap::new() };
+            Ok(Box::new(umt.build(Some(Box::new(runs)))?))
+        }
+        _ => Ok(method.build(params.root().at("balance"), dims, classes)?),
+    }
+}
+
+/// Finished unimodal runs as teachers, opened when they are asked first: a model that predicts needs none.
+#[derive(Debug)]
+struct Runs {
+    folders: BTreeMap<String, String>,
+    open: BTreeMap<String, Predictor>,
+}
+
+impl Teachers for Runs {
+    fn features(&mut self, m: Modality, name: &str, batch: &Batch) -> candle_core::Result<Tensor> {
+        if !self.open.contains_key(name) {
+            let Some(folder) = self.folders.get(name) else {
+                candle_core::bail!("UMT: `{name}` has no teacher; set method.teachers.{name}")
+            };
+            let teacher = Predictor::open(Path::new(folder)).map_err(candle_core::Error::wrap)?;
+            let names = teacher.built().model.modalities().names();
+            if names != [name] {
+                candle_core::bail!(
+                    "UMT: the teacher {folder} of `{name}` was trained on {}; give the folder of a run with method.kind \
+                     = \"unimodal\" and method.modality = \"{name}\"",
+                    names.join(", ")
+                );
+            }
+            self.open.insert(name.to_owned(), teacher);
+        }
+        let Some(teacher) = self.open.get(name) else { candle_core::bail!("UMT: no teacher for `{name}`") };
+        let alone = Batch {
+            inputs: Modal::new(vec![batch.inputs[m].detach()]),
+            lengths: Modal::new(vec![batch.lengths[m].clone()]),
+            present: Modal::new(vec![batch.present[m].clone()]),
+            ..batch.clone()
+        };
+        teacher.built().model.encode(Modality::new(0), &alone, Mode::Eval)
+    }
 }
 
 /// Puts the values of `[model.weights]` into the encoders, and says where each came from.

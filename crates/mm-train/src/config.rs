@@ -266,10 +266,21 @@ impl RunConfig {
             let rule = "two methods that bring their own decision rule cannot be composed";
             return Err(ConfigError::new("method.kind", format!("\"{}\"", self.method_name()), rule));
         }
-        let learned = self.method.iter().any(|m| matches!(m, MethodConfig::LfmLearned(_)));
-        if learned && self.method.iter().any(MethodConfig::decides) {
-            let rule = "lfm-learned takes its gradient through the fused logits; it cannot be composed with a method \
-                        that decides otherwise";
+        if let [_, _, ..] = self.method.as_slice()
+            && let Some(alone) = self.method.iter().find(|m| m.steps())
+        {
+            let rule = format!("`{}` does the whole training step by itself; it stands alone", alone.name());
+            return Err(ConfigError::new("method.kind", format!("\"{}\"", self.method_name()), rule));
+        }
+        let fused = self.method.iter().find(|m| m.needs_fused_logits());
+        if let Some(fused) = fused
+            && self.method.iter().any(|m| !m.has_fused_logits())
+        {
+            let rule = format!(
+                "{} takes its gradient through the fused logits; it cannot be composed with a method that decides \
+                 otherwise",
+                fused.name()
+            );
             return Err(ConfigError::new("method.kind", self.method_name(), rule));
         }
         Ok(())
@@ -312,13 +323,27 @@ impl RunConfig {
                 _ => e.within("method"),
             })?;
             needs = needs.join(one);
+            if let MethodConfig::Umt(umt) = method {
+                let field = if self.method.len() > 1 { "method.umt.teachers" } else { "method.teachers" };
+                for name in umt.teachers.keys() {
+                    modalities.require(field, name)?;
+                }
+                if let Some(name) = modalities.names().iter().find(|name| !umt.teachers.contains_key(*name)) {
+                    let rule = "needs the folder of a finished run of this modality alone (method.kind = \"unimodal\")";
+                    return Err(ConfigError::new(format!("{field}.{name}"), "nothing", rule));
+                }
+            }
         }
         if needs.equal_widths {
             let width = |m| self.model.encoder(modalities.name(m)).dim();
             let widths: Vec<usize> = modalities.iter().map(width).collect();
             if widths.iter().any(|&w| w != widths[0]) {
-                let rule = "info-nce compares features: give all encoders the same `dim`, or set method.matching = \
-                            \"alignment\"";
+                let rule = if self.method.iter().any(|m| matches!(m, MethodConfig::Mla(_))) {
+                    "mla has one head for all modalities: give all encoders the same `dim`"
+                } else {
+                    "info-nce compares features: give all encoders the same `dim`, or set method.matching = \
+                     \"alignment\""
+                };
                 return Err(ConfigError::new("model.encoders", format!("widths {widths:?}"), rule));
             }
         }

@@ -14,8 +14,8 @@ use crate::optim::{Optim, dtype};
 use crate::record::{Lock, Metrics, sweep, write_atomic, write_json};
 use crate::result::{DatasetInfo, PredictionFile, RunResult, Seconds, peak_memory_mib};
 use crate::telemetry::{epoch_line, part, step_line};
-use candle_core::Tensor;
-use mm_balance::{EpochCx, EpochReport, StepCx};
+use candle_core::{DType, Device, Tensor};
+use mm_balance::{EpochCx, EpochReport, StepCx, TrainingRows};
 use mm_core::{Batch, ConfigError, Modalities, ParamStore, StepRng};
 use mm_data::{Loader, Prepared};
 use mm_encoders::weights::Source;
@@ -227,12 +227,14 @@ impl<'a> Run<'a> {
                 }
                 None => None,
             };
+            let training = EpochRows { loader: &loader, batches: &batches, dtype, device };
             let epoch_cx = EpochCx {
                 model,
                 params,
                 epoch,
                 learning_rate: rate(epoch * per_epoch),
                 batches: pair.as_ref().map(|(inner, outer)| (inner, *outer)),
+                training: Some(&training),
                 rng: key.epoch(epoch),
             };
             if self.at.batches == 0 {
@@ -460,6 +462,28 @@ fn threads() -> usize {
 fn with_input(prepared: &Prepared, rows: &[usize]) -> Vec<usize> {
     let inputs = prepared.dataset.inputs.values();
     rows.iter().copied().filter(|&row| inputs.iter().any(|x| x.is_present(row))).collect()
+}
+
+/// The batches of an epoch, for methods that look at training rows as a whole.
+#[derive(Debug)]
+struct EpochRows<'a> {
+    loader: &'a Loader<'a>,
+    batches: &'a [Vec<usize>],
+    dtype: DType,
+    device: &'a Device,
+}
+
+impl TrainingRows for EpochRows<'_> {
+    fn batches(&self) -> usize {
+        self.batches.len()
+    }
+
+    fn batch(&self, n: usize) -> candle_core::Result<Batch> {
+        match self.batches.get(n) {
+            Some(rows) => self.loader.batch(rows, self.dtype, self.device),
+            None => candle_core::bail!("batch {n} of an epoch that has {}", self.batches.len()),
+        }
+    }
 }
 
 /// Sets aside the training rows that a method's outer objective needs.

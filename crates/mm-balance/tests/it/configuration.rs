@@ -1,14 +1,27 @@
 //! Configuration: nothing is lost on the way to a file and back, and what is wrong is refused by name.
 
+use mm_balance::arl::ArlConfig;
+use mm_balance::cml::CmlConfig;
 use mm_balance::config::NoSettings;
 use mm_balance::ensemble::{Average, average};
+use mm_balance::functional_entropy::{Estimate, Form, FunctionalEntropyConfig};
 use mm_balance::lfm::{LfmHeuristicConfig, LfmLearnedConfig, Matching};
 use mm_balance::lfm_weight::{self, Bilevel, Schedule};
+use mm_balance::mbsd::MbsdConfig;
+use mm_balance::mla::{Gate, MlaConfig};
 use mm_balance::mlb::{self, MlbConfig};
+use mm_balance::mmcosine::MmCosineConfig;
+use mm_balance::modality_dropout::ModalityDropoutConfig;
 use mm_balance::multi_loss::MultiLossConfig;
 use mm_balance::multimodal_loss::MultiModalLossConfig;
 use mm_balance::ogm::{self, OgmConfig};
 use mm_balance::opm::OpmConfig;
+use mm_balance::pmr::{self, PmrConfig};
+use mm_balance::proxyanchor::ProxyAnchorConfig;
+use mm_balance::proxynca::{self, ProxyNcaConfig};
+use mm_balance::reconboost::{self, ReconBoostConfig};
+use mm_balance::softtriple::SoftTripleConfig;
+use mm_balance::valuation::{Level, ValuationConfig};
 use mm_balance::{MethodConfig, catalogue};
 use proptest::prelude::*;
 
@@ -79,6 +92,35 @@ fn values_out_of_range_are_refused_by_field() {
         ("lfm-learned", "bilevel = { rate = 0.0 }", "bilevel.rate"),
         ("lfm-learned", "bilevel = { inner_rate = -1.0 }", "bilevel.inner_rate"),
         ("lfm-learned", "bilevel = { held_out = 1 }", "bilevel.held_out"),
+        ("arl", "temperature = 0.0", "temperature"),
+        ("arl", "weight = inf", "weight"),
+        ("cml", "weight = 0.0", "weight"),
+        ("functional-entropy", "weight = -1.0", "weight"),
+        ("functional-entropy", "replicas = 0", "replicas"),
+        ("mbsd", "weight = 0.0", "weight"),
+        ("mbsd", "unimodal = -1.0", "unimodal"),
+        ("mla", "alpha = 0.0", "alpha"),
+        ("mla", "alpha = 1.5", "alpha"),
+        ("mmcosine", "scale = 0.0", "scale"),
+        ("modality-dropout", "rate = 1.5", "rate"),
+        ("pmr", "alpha = 0.0", "alpha"),
+        ("pmr", "entropy_weight = -1.0", "entropy_weight"),
+        ("pmr", "momentum = 1.1", "momentum"),
+        ("pmr", "share = 0.0", "share"),
+        ("proxyanchor", "alpha = inf", "alpha"),
+        ("proxyanchor", "margin = -0.1", "margin"),
+        ("proxyanchor", "rate = 0.0", "rate"),
+        ("proxynca", "smoothing = 1.0", "smoothing"),
+        ("proxynca", "scale_x = 0.0", "scale_x"),
+        ("proxynca", "scale_proxy = nan", "scale_proxy"),
+        ("reconboost", "boost = 0.0", "boost"),
+        ("reconboost", "damp = -1.0", "damp"),
+        ("reconboost", "boost_epochs = 0", "boost_epochs"),
+        ("softtriple", "centers = 0", "centers"),
+        ("softtriple", "gamma = 0.0", "gamma"),
+        ("softtriple", "tau = -0.1", "tau"),
+        ("umt", "weight = 0.0", "weight"),
+        ("valuation", "alpha = 0.0", "alpha"),
         ("multimodal-loss", "proxies = 0", "proxies"),
         ("multimodal-loss", "temperature = -0.1", "temperature"),
     ];
@@ -88,11 +130,30 @@ fn values_out_of_range_are_refused_by_field() {
         let error = config.check(2).expect_err(line);
         assert_eq!(error.field, field, "{kind}: {line}: {error}");
     }
-    for kind in ["mlb", "ogm", "ogm-ge", "opm", "lfm-heuristic", "lfm-learned"] {
+    let pairs = [
+        "arl",
+        "cml",
+        "functional-entropy",
+        "mbsd",
+        "mla",
+        "modality-dropout",
+        "pmr",
+        "reconboost",
+        "valuation",
+    ];
+    for kind in ["mlb", "ogm", "ogm-ge", "opm", "lfm-heuristic", "lfm-learned"].into_iter().chain(pairs) {
         let config: MethodConfig = toml::from_str(&format!("kind = \"{kind}\"")).expect("well-formed");
         let error = config.check(1).expect_err(kind).to_string();
         assert!(error.contains("needs at least 2 modalities, the model has 1"), "{error}");
     }
+}
+
+#[test]
+fn a_valuation_of_many_modalities_is_refused() {
+    let config: MethodConfig = toml::from_str("kind = \"valuation\"").expect("well-formed");
+    assert!(config.check(6).is_ok());
+    let error = config.check(7).expect_err("2^7 fusions").to_string();
+    assert!(error.contains("at most 6 modalities, the model has 7"), "{error}");
 }
 
 #[test]
@@ -186,6 +247,7 @@ fn method() -> impl Strategy<Value = MethodConfig> {
         MethodConfig::MultimodalLoss(MultiModalLossConfig { proxies, temperature })
     });
     prop_oneof![
+        more(),
         Just(MethodConfig::Joint(NoSettings::default())),
         Just(MethodConfig::SumCe(NoSettings::default())),
         (0.0..3.0f64).prop_map(|weight| MethodConfig::MultiLoss(MultiLossConfig { weight })),
@@ -197,6 +259,70 @@ fn method() -> impl Strategy<Value = MethodConfig> {
         learned,
         proxies,
     ]
+}
+
+/// Methods with one or two numbers each; the rest of their settings are defaults.
+fn more() -> impl Strategy<Value = MethodConfig> {
+    let numbers = (0.01..1.0f64, 0.01..1.0f64, 1usize..20, any::<bool>(), window());
+    (0usize..13, numbers).prop_map(|(kind, (a, b, n, other, (start_epoch, end_epoch)))| match kind {
+        12 => MethodConfig::Mbsd(MbsdConfig { weight: a, unimodal: b }),
+        11 => MethodConfig::Arl(ArlConfig { temperature: a, weight: b, start_epoch, end_epoch }),
+        0 => MethodConfig::Cml(CmlConfig { weight: a }),
+        1 => MethodConfig::FunctionalEntropy(FunctionalEntropyConfig {
+            weight: a,
+            replicas: n,
+            estimate: if other { Estimate::Variance } else { Estimate::Entropy },
+            form: if other { Form::Margin } else { Form::Minimum },
+            start_epoch,
+            end_epoch,
+        }),
+        2 => MethodConfig::Mla(MlaConfig {
+            gate: if other { Gate::Batch } else { Gate::Even },
+            projector: other,
+            alpha: a,
+        }),
+        3 => MethodConfig::Mmcosine(MmCosineConfig { scale: a }),
+        4 => MethodConfig::ModalityDropout(ModalityDropoutConfig { rate: a, start_epoch, end_epoch }),
+        5 => MethodConfig::Pmr(PmrConfig {
+            alpha: a,
+            variant: if other { pmr::Variant::Released } else { pmr::Variant::Paper },
+            momentum: b,
+            entropy_epochs: n,
+            start_epoch,
+            end_epoch,
+            ..PmrConfig::default()
+        }),
+        6 => MethodConfig::Proxyanchor(ProxyAnchorConfig {
+            alpha: a,
+            margin: b,
+            ..ProxyAnchorConfig::default()
+        }),
+        7 => MethodConfig::Proxynca(ProxyNcaConfig {
+            variant: if other { proxynca::Variant::Released } else { proxynca::Variant::Paper },
+            smoothing: a,
+            scale_x: b,
+            ..ProxyNcaConfig::default()
+        }),
+        8 => MethodConfig::Reconboost(ReconBoostConfig {
+            boost: a,
+            damp: b,
+            variant: if other { reconboost::Variant::Released } else { reconboost::Variant::Paper },
+            boost_epochs: n,
+            ..ReconBoostConfig::default()
+        }),
+        9 => MethodConfig::Valuation(ValuationConfig {
+            level: if other { Level::Sample } else { Level::Modality },
+            alpha: a,
+            start_epoch,
+            end_epoch,
+        }),
+        _ => MethodConfig::Softtriple(SoftTripleConfig {
+            gamma: a,
+            tau: b,
+            centers: n,
+            ..SoftTripleConfig::default()
+        }),
+    })
 }
 
 proptest! {

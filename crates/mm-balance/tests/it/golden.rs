@@ -4,9 +4,18 @@
 //! second derivatives, which are finite differences here; f32 within 2e-5. Shapes and settings come from the file; the
 //! numbers below that do not are the ones that its documentation fixes for every such file.
 
+mod arl;
 mod baselines;
+mod functional_entropy;
 mod lfm;
+mod mbsd;
+mod misc;
+mod mla;
 mod mlb;
+mod mmcosine;
 mod multimodal_loss;
 mod ogm;
 mod opm;
+mod pmr;
+mod proxies;
+mod reconboost;

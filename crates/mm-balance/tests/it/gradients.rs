@@ -1,11 +1,17 @@
 //! Gradients of every loss kernel against central differences, in f64.
 
 use candle_core::{Device, Result, Tensor};
+use mm_balance::functional_entropy::{Estimate, Form, evaluate, perturbed};
 use mm_balance::lfm::{alignment, info_nce, jensen_shannon};
-use mm_balance::{multimodal_loss, sum_ce, unimodal};
+use mm_balance::pmr::{self, Prototypes};
+use mm_balance::proxyanchor::{self, ProxyAnchorConfig};
+use mm_balance::proxynca::{self, ProxyNcaConfig};
+use mm_balance::softtriple::{self, SoftTripleConfig};
+use mm_balance::{cml, mbsd, mmcosine, multimodal_loss, reconboost, sum_ce, unimodal};
 use mm_core::{Batch, Modal, Presence, StepRng};
 use mm_kernels::check::gradcheck;
 use mm_kernels::cross_entropy;
+use mm_testkit::toy::{self, Options};
 
 const EPS: f64 = 1e-6;
 const TOL: f64 = 1e-7;
@@ -74,5 +80,111 @@ fn kernels_say_what_does_not_fit() -> Result<()> {
     assert!(
         text(multimodal_loss::logits(&a, &b, 2, 10.0).map(|p| p.logits)).contains("do not fit 2 classes")
     );
+    Ok(())
+}
+
+#[test]
+fn cosines_and_proxies() -> Result<()> {
+    let (rows, width, classes) = (5, 4, 3);
+    let labels = [0, 2, 2, 0, 2]; // class 1 is absent
+    let weights = [1.0, 1.0, 0.0, 1.0, 1.0];
+    let (x, p) = (normal(&[rows, width], 20)?, normal(&[classes, width], 21)?);
+    gradcheck(|x| mmcosine::logits(&x[0], &x[1], 3.0), &[x.clone(), p.clone()], EPS, TOL)?;
+    for weights in [None, Some(&weights[..])] {
+        let soft = SoftTripleConfig { scale: 2.0, gamma: 0.5, ..SoftTripleConfig::default() };
+        for centers in [1, 3] {
+            let w = normal(&[width, classes * centers], 22)?;
+            gradcheck(
+                |x| softtriple::loss(&x[0], &x[1], &labels, weights, classes, &soft),
+                &[x.clone(), w],
+                EPS,
+                TOL,
+            )?;
+        }
+        let pair = [x.clone(), p.clone()];
+        gradcheck(|x| proxynca::loss(&x[0], &x[1], &labels, weights), &pair, EPS, TOL)?;
+        let nca = ProxyNcaConfig::default();
+        gradcheck(|x| proxynca::loss_released(&x[0], &x[1], &labels, weights, &nca), &pair, EPS, 1e-6)?;
+        let anchor = ProxyAnchorConfig { alpha: 4.0, ..ProxyAnchorConfig::default() };
+        gradcheck(|x| proxyanchor::loss(&x[0], &x[1], &labels, weights, &anchor), &pair, EPS, TOL)?;
+    }
+    // As part of a larger loss, whose gradient is not 1.
+    gradcheck(|x| proxynca::loss(&x[0], &x[1], &labels, None)?.exp(), &[x, p], EPS, 1e-6)?;
+    Ok(())
+}
+
+#[test]
+fn prototypes_confidences_and_boosting() -> Result<()> {
+    let (x, labels) = (normal(&[5, 4], 30)?, [0, 1, 1, 0, 1]);
+    let seen = mm_core::model::to_host(&normal(&[6, 4], 31)?)?;
+    // Class 2 was never seen.
+    for known in [vec![0, 1, 2, 0, 1, 2], vec![0, 1, 1, 0, 1, 0]] {
+        let prototypes = Prototypes::new(&seen, &known, 4, 3)?;
+        let loss = |x: &[Tensor]| cross_entropy(&prototypes.logits(&x[0])?, &labels, None);
+        gradcheck(loss, std::slice::from_ref(&x), EPS, TOL)?;
+        let weights = [1.0, 0.0, 1.0, 1.0, 0.0];
+        let entropy = |x: &[Tensor]| pmr::mean_entropy(&prototypes.logits(&x[0])?, &weights);
+        gradcheck(entropy, std::slice::from_ref(&x), EPS, TOL)?;
+    }
+    let pair = [normal(&[6, 3], 32)?, normal(&[6, 3], 33)?];
+    let labels = [0, 1, 2, 0, 1, 2];
+    gradcheck(|x| cml::rank_losses(&x[0], &x[1], &labels), &pair, EPS, TOL)?;
+    let others = pair[1].clone();
+    let boosting = |x: &[Tensor]| reconboost::boosting_losses(&x[0], &others, &labels, 5.0, 1.0);
+    gradcheck(boosting, &pair[..1], EPS, TOL)?;
+    let weights = [0.5, 0.0, 1.0, 0.2, 0.0, 0.3];
+    gradcheck(|x| mbsd::transfer(&x[0], &others, &weights), &pair[..1], EPS, TOL)?;
+    gradcheck(|x| reconboost::reconciling_losses(&x[0], &others), &pair[..1], EPS, TOL)?;
+    Ok(())
+}
+
+/// The gradient of the regulariser against differences of its value, for a fusion that is no sum, with a modality
+/// missing in two rows.
+#[test]
+fn functional_entropies() -> Result<()> {
+    let options = Options { dims: vec![3, 4, 2], width: 3, ..Options::default() };
+    let toy = options.build(toy::opaque)?;
+    let mut batch = options.batch(1, 4)?;
+    let inputs = batch.inputs.try_map(|m, x| {
+        let mut shape = x.dims().to_vec();
+        shape[0] *= 2;
+        perturbed(x, 2, &normal(&shape, 40 + m.index() as u64)?)
+    })?;
+    let labels = batch.labels.iter().flat_map(|&y| [y; 2]).collect();
+    let mut copies = Batch::new(inputs, labels)?;
+    let dtype = candle_core::DType::F64;
+    let one = mm_core::Modality::new(1);
+    batch.present[one] = Some(Presence::new(vec![true, false, true, true], dtype, &Device::Cpu)?);
+    let rows = vec![true, true, false, false, true, true, true, true];
+    copies.present[one] = Some(Presence::new(rows, dtype, &Device::Cpu)?);
+    for (estimate, form) in [
+        (Estimate::Entropy, Form::Inverse),
+        (Estimate::Variance, Form::Minimum),
+        (Estimate::Entropy, Form::Margin),
+    ] {
+        let value = || evaluate(&toy.model, &toy.store, &batch, &copies, estimate, form);
+        let found = value()?;
+        let largest = found.gradients.iter().flatten().try_fold(0f64, |largest, g| {
+            Result::Ok(mm_core::model::to_host(g)?.iter().fold(largest, |a, b| a.max(b.abs())))
+        })?;
+        for id in toy.store.ids() {
+            let var = toy.store.get(id).var();
+            let start = var.as_tensor().copy()?;
+            let values = mm_core::model::to_host(&start)?;
+            let gradient = found.gradients[id.index()].as_ref().map(mm_core::model::to_host).transpose()?;
+            for j in (0..values.len()).step_by(2) {
+                let at = |delta: f64| -> Result<f64> {
+                    let mut moved = values.clone();
+                    moved[j] += delta;
+                    var.set(&Tensor::from_vec(moved, start.shape(), &Device::Cpu)?)?;
+                    Ok(value()?.value)
+                };
+                let numeric = (at(1e-5)? - at(-1e-5)?) / 2e-5;
+                var.set(&start)?;
+                let ours = gradient.as_ref().map_or(0.0, |g| g[j]);
+                assert!((ours - numeric).abs() < 1e-6 * largest, "{form:?} {id:?} {j}: {ours} {numeric}");
+            }
+        }
+    }
     Ok(())
 }

@@ -7,3 +7,4 @@ mod gradients;
 mod methods;
 mod nets;
 mod properties;
+mod steps;

@@ -1,7 +1,8 @@
 //! Properties of the coefficients: ranges, symmetry, scale.
 
+use mm_balance::functional_entropy::{Form, regulariser};
 use mm_balance::lfm_weight::{Schedule, released_step, unrolled_hypergradient};
-use mm_balance::{mlb, ogm, opm, score};
+use mm_balance::{arl, mla, mlb, modality_dropout, ogm, opm, pmr, score};
 use proptest::prelude::*;
 
 /// Scores on a grid of 1/1024: their sums are exact, so every order of the modalities rounds alike.
@@ -70,6 +71,83 @@ proptest! {
     }
 
     #[test]
+    fn pmr_boosts_laggards_only(s in scores_with_gaps()) {
+        let (boost, entropy) = pmr::coefficients(&s);
+        let hard = pmr::coefficients_released(&s);
+        for (m, ratio) in score::lag(&s).into_iter().enumerate() {
+            prop_assert!((0.0..=1.0).contains(&boost[m]) && (0.0..=1.0).contains(&entropy[m]));
+            prop_assert_eq!(boost[m] > 0.0, ratio > 1.0);
+            prop_assert_eq!(hard[m] == 1.0, ratio > 1.0);
+            prop_assert!(boost[m] == 0.0 || entropy[m] == 0.0, "{m} lags and leads");
+        }
+    }
+
+    #[test]
+    fn arl_weights_are_weights(a in scores_with_gaps(), h in scores_with_gaps(), t in 0.1..20.0f64, by in 0usize..6) {
+        let count = a.len().min(h.len());
+        let (a, h) = (&a[..count], &h[..count]);
+        let w = arl::weights(a, h, t);
+        let any = a.iter().zip(h).any(|(a, h)| !a.is_nan() && !h.is_nan());
+        prop_assert!((w.iter().sum::<f64>() - if any { 1.0 } else { 0.0 }).abs() < 1e-12, "{w:?}");
+        for (x, y) in arl::weights(&rotated(a, by), &rotated(h, by), t).iter().zip(rotated(&w, by)) {
+            prop_assert!((x - y).abs() < 1e-12);
+        }
+    }
+
+    #[test]
+    fn mla_gates_are_weights(h in scores_with_gaps(), by in 0usize..6) {
+        let g = mla::gates(&h);
+        let total: f64 = g.iter().sum();
+        let any = h.iter().any(|h| !h.is_nan());
+        prop_assert!((total - if any { 1.0 } else { 0.0 }).abs() < 1e-12, "{g:?}");
+        for (g, h) in g.iter().zip(&h) {
+            prop_assert!(!h.is_nan() || *g == 0.0);
+        }
+        for (a, b) in mla::gates(&rotated(&h, by)).iter().zip(rotated(&g, by)) {
+            prop_assert!((a - b).abs() < 1e-12);
+        }
+    }
+
+    #[test]
+    fn mla_projectors_shrink(rows in prop::collection::vec(prop::collection::vec(-3.0..3.0f64, 4), 1..20)) {
+        let mut p: Vec<f64> = (0..16).map(|n| f64::from(u8::from(n / 4 == n % 4))).collect();
+        let mut size = 4.0;
+        for r in &rows {
+            mla::absorb(&mut p, r, 0.1);
+            let trace: f64 = (0..4).map(|i| p[5 * i]).sum();
+            prop_assert!(trace <= size + 1e-12 && trace >= -1e-12, "{trace} after {size}");
+            size = trace;
+            for (i, j) in (0..4).flat_map(|i| (0..4).map(move |j| (i, j))) {
+                prop_assert!((p[4 * i + j] - p[4 * j + i]).abs() < 1e-9);
+            }
+        }
+    }
+
+    #[test]
+    fn every_row_keeps_a_modality(
+        present in prop::collection::vec(prop::collection::vec(any::<bool>(), 9), 2..5),
+        rate in 0.0..=1.0f64,
+        seed in 0u64..1000,
+    ) {
+        let keep = modality_dropout::keep_masks(&present, rate, &mut mm_core::StepRng::new(seed).draws());
+        for row in 0..9 {
+            let here = present.iter().any(|flags| flags[row]);
+            prop_assert!(!here || (0..present.len()).any(|m| keep[m][row] && present[m][row]));
+            prop_assert!(rate > 0.0 || keep.iter().all(|flags| flags[row]));
+        }
+    }
+
+    #[test]
+    fn the_information_regulariser_is_finite(s in scores_with_gaps()) {
+        for form in [Form::Inverse, Form::Margin, Form::Minimum] {
+            let (value, slopes) = regulariser(&s, form);
+            prop_assert!(value.is_finite() && slopes.iter().all(|c| c.is_finite()), "{value} {slopes:?}");
+            let sign = if form == Form::Minimum { 1.0 } else { -1.0 };
+            prop_assert!(slopes.iter().all(|c| c * sign >= 0.0), "{form:?} {slopes:?}");
+        }
+    }
+
+    #[test]
     fn the_order_of_the_modalities_does_not_matter(s in scores(), by in 0usize..6) {
         let turned = rotated(&s, by);
         prop_assert_eq!(mlb::coefficients(&turned, 0.8, 5.0), rotated(&mlb::coefficients(&s, 0.8, 5.0), by));
@@ -78,6 +156,7 @@ proptest! {
             opm::drop_probabilities(&turned, 0.5, 0.5),
             rotated(&opm::drop_probabilities(&s, 0.5, 0.5), by)
         );
+        prop_assert_eq!(pmr::coefficients(&turned).0, rotated(&pmr::coefficients(&s).0, by));
     }
 
     #[test]
