@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use proptest::sample::select;
 
 /// Every method and some compositions, with settings away from their defaults.
-const METHODS: [&str; 16] = [
+const METHODS: [&str; 31] = [
     r#"{ kind = "joint" }"#,
     r#"{ kind = "unimodal", modality = "b" }"#,
     r#"{ kind = "multi-loss", weight = 0.5 }"#,
@@ -19,6 +19,21 @@ const METHODS: [&str; 16] = [
     r#"{ kind = "lfm-learned", bilevel = { variant = "released-hvp", inner_rate = 0.01, held_out = 8 } }"#,
     r#"{ kind = "multimodal-loss", proxies = 3, temperature = 0.2 }"#,
     r#"{ kind = "sum-ce" }"#,
+    r#"{ kind = "cml", weight = 0.5 }"#,
+    r#"{ kind = "functional-entropy", replicas = 3, form = "margin", estimate = "variance" }"#,
+    r#"{ kind = "mla", gate = "batch", projector = false }"#,
+    r#"{ kind = "mmcosine", scale = 15 }"#,
+    r#"{ kind = "modality-dropout", rate = 0.5, end_epoch = 3 }"#,
+    r#"{ kind = "pmr", variant = "released", share = 0.5 }"#,
+    r#"{ kind = "proxyanchor", alpha = 8 }"#,
+    r#"{ kind = "proxynca", variant = "released" }"#,
+    r#"{ kind = "reconboost", variant = "released", joint_epochs = 0 }"#,
+    r#"{ kind = "softtriple", centers = 2, tau = 0 }"#,
+    r#"{ kind = "valuation", level = "modality" }"#,
+    r#"{ kind = "mbsd", weight = 0.5 }"#,
+    r#"{ kind = "arl", start_epoch = 0 }"#,
+    r#"{ kind = "umt", weight = 3, teachers = { a = "runs/a", b = "runs/b" } }"#,
+    r#"{ kind = "mmcosine+opm+ogm", mmcosine = { scale = 5 } }"#,
     r#"{ kind = "opm+ogm", opm = { p_exe = 0.5 }, ogm = { alpha = 0.4 } }"#,
     r#"{ kind = "opm + mlb" }"#,
     r#"{ kind = "multi-loss+ogm-ge+lfm-heuristic", lfm-heuristic = { schedule = { kind = "exponential" } } }"#,

@@ -4,7 +4,7 @@ use crate::support::{ONE_STEP, START, assert_same, done, essence, go, lines, sma
 use mm_train::{Outcome, RunConfig};
 
 /// Methods with state, noise, held-out rows or a decision rule of their own; optimisers, fusions and schedules vary too.
-const RUNS: [(&str, &[&str]); 10] = [
+const RUNS: [(&str, &[&str]); 21] = [
     ("joint", &[]),
     ("mlb", &["model.fusion.kind=gated", "optim={lr=0.05,nesterov=true,weight_decay=1e-3}"]),
     ("ogm-ge", &["optim.missing_gradient=zero", "schedule={kind=\"cosine\",warmup_steps=4}"]),
@@ -16,6 +16,17 @@ const RUNS: [(&str, &[&str]); 10] = [
     ),
     ("lfm-heuristic+opm", &["schedule={kind=\"step\",every=1}"]),
     ("multimodal-loss", &["method.proxies=3"]),
+    ("arl+mlb", &["method.arl.start_epoch=1"]),
+    ("cml", &["model.fusion.kind=gated"]),
+    ("functional-entropy", &["method.replicas=2"]),
+    ("mbsd+opm", &[]),
+    ("mla", &["optim.kind=adam"]),
+    ("mmcosine+ogm", &[]),
+    ("modality-dropout+proxyanchor", &[]),
+    ("pmr", &["method.share=0.5"]),
+    ("reconboost", &["method.boost_epochs=1", "method.joint_epochs=1"]),
+    ("softtriple+proxynca", &[]),
+    ("valuation", &["method.start_epoch=1"]),
     ("sum-ce", &["train.select=loss"]),
     ("opm", &["method={kind=\"opm\",q_base=0.9,p_exe=1}", "model.fusion.kind=film"]),
 ];
@@ -136,4 +147,29 @@ fn the_name_of_a_run_and_its_checkpoints_change_no_number() {
     for file in ["metrics.jsonl", "model/model.safetensors", "predictions.json"] {
         assert!(std::fs::read(a.join(file)).unwrap() == std::fs::read(b.join(file)).unwrap(), "{file}");
     }
+}
+
+#[test]
+fn umt_learns_from_finished_unimodal_runs() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    for m in ["a", "b"] {
+        done(&small(&[&format!("method={{kind=\"unimodal\",modality=\"{m}\"}}")]), &path(m), START);
+    }
+    let umt = |b: &str| {
+        let (a, b) = (path("a").display().to_string(), path(b).display().to_string());
+        small(&[&format!("method={{kind=\"umt\",weight=0.5,teachers={{a={a:?},b={b:?}}}}}")])
+    };
+    for name in ["one", "two"] {
+        done(&umt("b"), &path(name), START);
+    }
+    assert_same(&essence(&path("one")), &essence(&path("two")));
+    let distance = |line: &serde_json::Value| line["distance.a"].as_f64().unwrap();
+    let steps = lines(&path("one"), "step");
+    assert!(distance(&steps[steps.len() - 1]) < distance(&steps[0]));
+    // The teacher of another modality is refused when it is first asked.
+    let error = go(&umt("a"), &path("wrong"), START).unwrap_err().to_string();
+    assert!(error.contains("was trained on a"), "{error}");
+    let error = go(&umt("nowhere"), &path("gone"), START).unwrap_err().to_string();
+    assert!(error.contains("holds no finished model"), "{error}");
 }

@@ -159,6 +159,11 @@ fn a_value_out_of_range() {
 fn methods_that_do_not_go_together() {
     for (set, rule) in [
         ("method.kind=multimodal-loss+sum-ce", "decision rule cannot be composed"),
+        ("method.kind=mmcosine+multimodal-loss", "decision rule cannot be composed"),
+        ("method.kind=mla+ogm", "`mla` does the whole training step by itself; it stands alone"),
+        ("method.kind=opm+reconboost", "`reconboost` does the whole training step by itself"),
+        ("method.kind=cml+sum-ce", "cml takes its gradient through the fused logits"),
+        ("method.kind=multimodal-loss+functional-entropy", "functional-entropy takes its gradient"),
         ("method.kind=unimodal+mlb", "`unimodal` stands alone"),
         ("method.kind=ogm+ogm", "`ogm` is named twice"),
         ("method.kind=ensemble", "`mm ensemble RUN RUN --out DIR`"),
@@ -167,6 +172,28 @@ fn methods_that_do_not_go_together() {
     ] {
         let error = refuse(&[set]);
         assert!(error.field.starts_with("method."), "{error}");
+        says(&error, &[rule]);
+    }
+}
+
+#[test]
+fn methods_that_do_not_fit_the_modalities() {
+    let names = mm_core::Modalities::new(["a", "b"]).unwrap();
+    for (sets, field, rule) in [
+        (
+            &["method={kind=\"umt\",teachers={a=\"runs/a\"}}"][..],
+            "method.teachers.b",
+            "needs the folder of a finished run",
+        ),
+        (&["method={kind=\"umt\",teachers={aa=\"runs/a\"}}"][..], "method.teachers", "allowed: a, b"),
+        (
+            &["method.kind=mla", "model.encoders.b={dim=4}"][..],
+            "model.encoders",
+            "mla has one head for all modalities",
+        ),
+    ] {
+        let error = small(sets).check_model(&names).unwrap_err();
+        assert_eq!(error.field, field, "{error}");
         says(&error, &[rule]);
     }
 }
