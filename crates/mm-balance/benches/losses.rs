@@ -7,7 +7,7 @@
 use candle_core::{DType, Device, Result, Tensor, Var};
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use mm_balance::{lfm, mlb, multimodal_loss, ogm, opm, score, sum_ce, unimodal};
+use mm_balance::{agm, cggm, lfm, mlb, mmpareto, multimodal_loss, ogm, opm, score, sum_ce, unimodal};
 use mm_core::{Batch, Modal, StepRng};
 use mm_kernels::cross_entropy;
 use std::hint::black_box;
@@ -77,7 +77,7 @@ fn plain(case: &Case) -> Result<Tensor> {
     cross_entropy(&case.fused, &case.batch.labels, None)
 }
 
-const LOSSES: [(&str, Loss); 6] = [
+const LOSSES: [(&str, Loss); 8] = [
     ("multi-loss", |c| Ok(unimodal::losses_and_scores(&c.heads(), &c.batch)?.0)),
     ("sum-ce", |c| {
         let probabilities = sum_ce::probabilities(&c.heads(), &c.batch)?;
@@ -86,6 +86,15 @@ const LOSSES: [(&str, Loss); 6] = [
     ("info-nce", |c| Case::pairs(&c.features, |a, b| lfm::info_nce(a, b, 0.07))),
     ("alignment", |c| Case::pairs(&c.logits, lfm::alignment)),
     ("jensen-shannon", |c| Case::pairs(&c.logits, lfm::jensen_shannon)),
+    ("agm modulation", |c| {
+        // The logits as if they were contributions of their own: what a step adds beside its coalitions.
+        let phi = c.heads().into_values();
+        agm::modulation(&phi, &vec![0.5; phi.len()], &c.fused, &c.batch.labels)
+    }),
+    ("cggm direction", |c| {
+        let cosines = c.features.try_map(|m, h| cggm::cosine(h, &c.fused, &c.logits[m], &c.batch.labels))?;
+        mm_core::model::sum(cosines.values())
+    }),
     ("multimodal-loss", |c| {
         let embeddings = Tensor::cat(sum_ce::probabilities(&c.heads(), &c.batch)?.values(), 1)?;
         let parts = multimodal_loss::logits(&embeddings, &c.proxies, c.classes, 10.0)?;
@@ -93,10 +102,18 @@ const LOSSES: [(&str, Loss); 6] = [
     }),
 ];
 
-const STATISTICS: [(&str, Statistic); 6] = [
+const STATISTICS: [(&str, Statistic); 8] = [
     ("score", Case::scores),
     ("mlb coefficient", |c| Ok(mlb::coefficients(&c.scores()?, 0.8, 5.0))),
     ("ogm coefficient", |c| Ok(ogm::coefficients(&c.scores()?, 0.8))),
+    ("agm coefficient", |c| {
+        let losses = agm::log_losses(&c.heads(), &c.batch)?;
+        Ok(agm::coefficients(&losses, &vec![1.0; losses.len()], 1.0, 10.0))
+    }),
+    ("mmpareto direction", |c| {
+        let both = mmpareto::combine(&c.gradient, &c.gradient, mmpareto::weights(1.0, -0.5, 2.0), 1.5)?;
+        Ok(vec![both.dims()[0] as f64])
+    }),
     ("opm probability", |c| Ok(opm::drop_probabilities(&c.scores()?, 0.5, 0.5))),
     ("ogm-ge noise", |c| {
         let noise = c.gradient.affine(0.5, 0.0)?;

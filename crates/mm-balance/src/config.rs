@@ -1,14 +1,21 @@
 //! Every method by name, with its settings: what a configuration file's `[method]` table means.
 
+use crate::agm::AgmConfig;
+use crate::cggm::CggmConfig;
+use crate::g_blend::GBlendConfig;
+use crate::info_reg::InfoRegConfig;
 use crate::lfm::{LfmHeuristicConfig, LfmLearnedConfig};
 use crate::mlb::MlbConfig;
+use crate::mmpareto::MmParetoConfig;
+use crate::mslr::MslrConfig;
 use crate::multi_loss::MultiLossConfig;
 use crate::multimodal_loss::MultiModalLossConfig;
 use crate::ogm::OgmConfig;
 use crate::opm::OpmConfig;
+use crate::relearning::RelearningConfig;
 use crate::sum_ce::SumCe;
-use crate::{Balancer, Needs};
-use mm_core::{ConfigError, Scope};
+use crate::{Balancer, Needs, copies, info_reg, relearning};
+use mm_core::{ConfigError, ParamStore, Scope};
 use serde::{Deserialize, Serialize};
 
 /// A method without settings.
@@ -40,6 +47,20 @@ pub enum MethodConfig {
     Ogm(OgmConfig),
     /// Gradient damping with noise.
     OgmGe(OgmConfig),
+    /// Gradients scaled at each modality's contribution to the logits.
+    Agm(AgmConfig),
+    /// Gradients modulated in size and direction by classifiers on the side.
+    Cggm(CggmConfig),
+    /// Learning rates that follow validation accuracies.
+    Mslr(MslrConfig),
+    /// Gradients of two losses combined without conflict.
+    Mmpareto(MmParetoConfig),
+    /// Losses blended by how well each generalises.
+    GBlend(GBlendConfig),
+    /// A leader's encoder held back early in training.
+    InfoReg(InfoRegConfig),
+    /// Encoders drawn back to where they started.
+    Relearning(RelearningConfig),
     /// Feature dropping.
     Opm(OpmConfig),
     /// Contrastive matching with a scheduled weight.
@@ -62,6 +83,13 @@ impl MethodConfig {
             Self::Mlb(_) => "mlb",
             Self::Ogm(_) => "ogm",
             Self::OgmGe(_) => "ogm-ge",
+            Self::Agm(_) => "agm",
+            Self::Cggm(_) => "cggm",
+            Self::Mslr(_) => "mslr",
+            Self::Mmpareto(_) => "mmpareto",
+            Self::GBlend(_) => "g-blend",
+            Self::InfoReg(_) => "info-reg",
+            Self::Relearning(_) => "relearning",
             Self::Opm(_) => "opm",
             Self::LfmHeuristic(_) => "lfm-heuristic",
             Self::LfmLearned(_) => "lfm-learned",
@@ -83,6 +111,13 @@ impl MethodConfig {
             Self::Mlb(c) => c.build()?.needs(),
             Self::Ogm(c) => c.build(modalities, false)?.needs(),
             Self::OgmGe(c) => c.build(modalities, true)?.needs(),
+            Self::Agm(c) => c.build(modalities)?.needs(),
+            Self::Cggm(c) => c.build(modalities)?.needs(),
+            Self::Mslr(c) => c.build(modalities)?.needs(),
+            Self::Mmpareto(c) => c.build()?.needs(),
+            Self::GBlend(c) => c.build(modalities)?.needs(),
+            Self::InfoReg(c) => c.build(modalities)?.needs(),
+            Self::Relearning(c) => c.build()?.needs(),
             Self::Opm(c) => c.build()?.needs(),
             Self::LfmHeuristic(c) => c.build()?.needs(),
             Self::LfmLearned(c) => c.build()?.needs(),
@@ -117,6 +152,13 @@ impl MethodConfig {
             Self::Mlb(c) => boxed(c.build()),
             Self::Ogm(c) => boxed(c.build(modalities, false)),
             Self::OgmGe(c) => boxed(c.build(modalities, true)),
+            Self::Agm(c) => boxed(c.build(modalities)),
+            Self::Cggm(c) => boxed(c.build(modalities)),
+            Self::Mslr(c) => boxed(c.build(modalities)),
+            Self::Mmpareto(c) => boxed(c.build()),
+            Self::GBlend(c) => boxed(c.build(modalities)),
+            Self::InfoReg(c) => boxed(c.build(modalities)),
+            Self::Relearning(c) => boxed(c.build()),
             Self::Opm(c) => boxed(c.build()),
             Self::LfmHeuristic(c) => boxed(c.build()),
             Self::LfmLearned(c) => boxed(c.build()),
@@ -125,6 +167,15 @@ impl MethodConfig {
                 Ok(Box::new(c.build(scope.at("multimodal-loss"), modalities, classes)?))
             }
             Self::SumCe(_) => Ok(Box::new(SumCe)),
+        }
+    }
+
+    /// Makes the buffers that the method keeps beside the model; to be called once, after model and methods are built.
+    pub fn prepare(&self, store: &mut ParamStore) -> candle_core::Result<()> {
+        match self {
+            Self::InfoReg(_) => copies::make(store, info_reg::NAME),
+            Self::Relearning(_) => copies::make(store, relearning::NAME),
+            _ => Ok(()),
         }
     }
 }
@@ -210,6 +261,64 @@ pub fn catalogue() -> &'static [Entry] {
             acts_on: "gradients of encoders",
             paper: "Peng et al. CVPR 2022",
             pinned_to: "released code",
+        },
+        Entry {
+            name: "agm",
+            summary: "splits the logits into contributions of the modalities and scales the gradient through each",
+            settings: "alpha = 1, cap = 10 (M = 2) or 7, mask = inputs|features, start_epoch = 0, end_epoch",
+            acts_on: "gradients at the logits",
+            paper: "Li et al. ICCV 2023, arXiv 2308.07686",
+            pinned_to: "released code",
+        },
+        Entry {
+            name: "cggm",
+            summary: "classifiers on the side modulate the gradients of encoders in size and direction",
+            settings: "rho = 1.3, lambda = 0.2, bound = 5, start_epoch = 0, end_epoch",
+            acts_on: "loss, gradients of encoders",
+            paper: "Guo et al. NeurIPS 2024, arXiv 2411.01409",
+            pinned_to: "own derivation",
+        },
+        Entry {
+            name: "mslr",
+            summary: "a learning rate for each modality, which follows its validation accuracy",
+            settings: "factors = 1 each, keep = 5, strategy = dynamic|fixed, parameters = branch|encoder, \
+                       apply = learning-rate|gradient",
+            acts_on: "learning rates of encoders, heads and linear fusion blocks",
+            paper: "Yao and Mihalcea, Findings of ACL 2022",
+            pinned_to: "two published ports",
+        },
+        Entry {
+            name: "mmpareto",
+            summary: "combines the multimodal and the unimodal gradient of each encoder without conflict",
+            settings: "boost = 1.5",
+            acts_on: "loss, gradients of encoders",
+            paper: "Wei and Hu, ICML 2024, arXiv 2405.17730",
+            pinned_to: "released code",
+        },
+        Entry {
+            name: "g-blend",
+            summary: "weighs the unimodal losses and the fused one by how well each generalises to held-out rows",
+            settings: "super_epoch = 10, estimate_epochs = super_epoch, held_out = 50, schedule = online|offline, \
+                       estimator = paper|multi-bench, floor = 0.1, least = 0.05, rate",
+            acts_on: "loss; the weights once per super-epoch",
+            paper: "Wang et al. CVPR 2020, arXiv 1905.12681",
+            pinned_to: "paper's formula; own derivation",
+        },
+        Entry {
+            name: "info-reg",
+            summary: "holds the encoder of a leading modality back while its information still grows",
+            settings: "strength = 0.95, threshold = 0.04, window = 10, variant = paper|released",
+            acts_on: "loss, gradients of encoders",
+            paper: "Huang et al. CVPR 2025, arXiv 2503.18595",
+            pinned_to: "own derivation (formulas of the released code)",
+        },
+        Entry {
+            name: "relearning",
+            summary: "draws every encoder back to its start by the gap of its purity on seen and unseen rows",
+            settings: "strength = 3, every = 20, times = 3, held_out = 50",
+            acts_on: "parameters of encoders, between epochs",
+            paper: "Wei et al. ECCV 2024, arXiv 2407.09705",
+            pinned_to: "released code's formula; own clustering",
         },
         Entry {
             name: "opm",

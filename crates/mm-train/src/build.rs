@@ -78,6 +78,9 @@ pub fn build(
             Some(first) => Box::new((first, next)),
         });
     }
+    for method in &config.method {
+        method.prepare(&mut params)?;
+    }
     let step: Box<dyn TrainStep> = Box::new(Joint::new(balancer.unwrap_or_else(|| Box::new(()))));
     Ok(Built { params, model, step, needs, device })
 }

@@ -259,6 +259,7 @@ impl RunConfig {
             let rule = "two methods that bring their own decision rule cannot be composed";
             return Err(ConfigError::new("method.kind", format!("\"{}\"", self.method_name()), rule));
         }
+        mm_balance::check_composition(&self.method)?;
         let learned = self.method.iter().any(|m| matches!(m, MethodConfig::LfmLearned(_)));
         if learned && self.method.iter().any(MethodConfig::decides) {
             let rule = "lfm-learned takes its gradient through the fused logits; it cannot be composed with a method \

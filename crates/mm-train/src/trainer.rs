@@ -15,7 +15,7 @@ use crate::record::{Lock, Metrics, sweep, write_atomic, write_json};
 use crate::result::{DatasetInfo, PredictionFile, RunResult, Seconds, peak_memory_mib};
 use crate::telemetry::{epoch_line, part, step_line};
 use candle_core::Tensor;
-use mm_balance::{EpochCx, EpochReport, StepCx};
+use mm_balance::{EpochCx, EpochReport, LazyBatches, MethodConfig, StepCx};
 use mm_core::{Batch, ConfigError, Modalities, ParamStore, StepRng};
 use mm_data::{Loader, Prepared};
 use serde_json::{Value, json};
@@ -217,12 +217,14 @@ impl<'a> Run<'a> {
                 Some(outer) => Some((loader.batch(&batches[0], dtype, device)?, outer)),
                 None => None,
             };
+            let all = LazyBatches::new(batches.len(), |n| loader.batch(&batches[n], dtype, device));
             let epoch_cx = EpochCx {
                 model,
                 params,
                 epoch,
                 learning_rate: rate(epoch * per_epoch),
                 batches: pair.as_ref().map(|(inner, outer)| (inner, *outer)),
+                train: Some(&all),
                 rng: key.epoch(epoch),
             };
             if self.at.batches == 0 {
@@ -462,7 +464,9 @@ fn set_aside(
             "the method sets aside {wanted} of {} training rows; lower it to a half at most",
             rows.len()
         );
-        return Err(ConfigError::new("method.bilevel.held_out", wanted, rule).into());
+        let bilevel = config.method.iter().any(|m| matches!(m, MethodConfig::LfmLearned(_)));
+        let field = if bilevel { "method.bilevel.held_out" } else { "method.held_out" };
+        return Err(ConfigError::new(field, wanted, rule).into());
     }
     StepRng::new(config.seed).stream("held-out").draws().shuffle(&mut rows);
     let held: Vec<usize> = rows.drain(..wanted).collect();

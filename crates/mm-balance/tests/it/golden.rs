@@ -4,9 +4,16 @@
 //! second derivatives, which are finite differences here; f32 within 2e-5. Shapes and settings come from the file; the
 //! numbers below that do not are the ones that its documentation fixes for every such file.
 
+mod agm;
 mod baselines;
+mod cggm;
+mod gblend;
+mod info_reg;
 mod lfm;
 mod mlb;
+mod mmpareto;
+mod mslr;
 mod multimodal_loss;
 mod ogm;
 mod opm;
+mod relearning;
