@@ -11,7 +11,8 @@ use mm_balance::pmr::{self, Prototypes};
 use mm_balance::proxyanchor::{self, ProxyAnchorConfig};
 use mm_balance::softtriple::{self, SoftTripleConfig};
 use mm_balance::{
-    cml, lfm, mla, mlb, mmcosine, multimodal_loss, ogm, opm, proxynca, reconboost, score, sum_ce, unimodal,
+    agm, cggm, cml, lfm, mla, mlb, mmcosine, mmpareto, multimodal_loss, ogm, opm, proxynca, reconboost,
+    score, sum_ce, unimodal,
 };
 use mm_core::{Batch, Modal, StepRng};
 use mm_kernels::cross_entropy;
@@ -98,7 +99,7 @@ fn plain(case: &Case) -> Result<Tensor> {
     cross_entropy(&case.fused, &case.batch.labels, None)
 }
 
-const LOSSES: [(&str, Loss); 13] = [
+const LOSSES: [(&str, Loss); 14] = [
     ("multi-loss", |c| Ok(unimodal::losses_and_scores(&c.heads(), &c.batch)?.0)),
     ("sum-ce", |c| {
         let probabilities = sum_ce::probabilities(&c.heads(), &c.batch)?;
@@ -107,6 +108,15 @@ const LOSSES: [(&str, Loss); 13] = [
     ("info-nce", |c| Case::pairs(&c.features, |a, b| lfm::info_nce(a, b, 0.07))),
     ("alignment", |c| Case::pairs(&c.logits, lfm::alignment)),
     ("jensen-shannon", |c| Case::pairs(&c.logits, lfm::jensen_shannon)),
+    ("agm modulation", |c| {
+        // The logits as if they were contributions of their own: what a step adds beside its coalitions.
+        let phi = c.heads().into_values();
+        agm::modulation(&phi, &vec![0.5; phi.len()], &c.fused, &c.batch.labels)
+    }),
+    ("cggm direction", |c| {
+        let cosines = c.features.try_map(|m, h| cggm::cosine(h, &c.fused, &c.logits[m], &c.batch.labels))?;
+        mm_core::model::sum(cosines.values())
+    }),
     ("multimodal-loss", |c| {
         let embeddings = Tensor::cat(sum_ce::probabilities(&c.heads(), &c.batch)?.values(), 1)?;
         let parts = multimodal_loss::logits(&embeddings, &c.proxies, c.classes, 10.0)?;
@@ -132,10 +142,18 @@ const LOSSES: [(&str, Loss); 13] = [
     }),
 ];
 
-const STATISTICS: [(&str, Statistic); 9] = [
+const STATISTICS: [(&str, Statistic); 11] = [
     ("score", Case::scores),
     ("mlb coefficient", |c| Ok(mlb::coefficients(&c.scores()?, 0.8, 5.0))),
     ("ogm coefficient", |c| Ok(ogm::coefficients(&c.scores()?, 0.8))),
+    ("agm coefficient", |c| {
+        let losses = agm::log_losses(&c.heads(), &c.batch)?;
+        Ok(agm::coefficients(&losses, &vec![1.0; losses.len()], 1.0, 10.0))
+    }),
+    ("mmpareto direction", |c| {
+        let both = mmpareto::combine(&c.gradient, &c.gradient, mmpareto::weights(1.0, -0.5, 2.0), 1.5)?;
+        Ok(vec![both.dims()[0] as f64])
+    }),
     ("opm probability", |c| Ok(opm::drop_probabilities(&c.scores()?, 0.5, 0.5))),
     ("pmr coefficient", |c| Ok(pmr::coefficients(&c.scores()?).0)),
     ("mla gate", |c| {

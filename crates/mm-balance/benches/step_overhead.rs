@@ -27,8 +27,15 @@ const ROUNDS: usize = 400;
 const PAIRS: usize = 5;
 
 /// The methods, and whether the bar is meant for them.
-const METHODS: [(&str, bool); 6] =
-    [("joint", false), ("mlb", true), ("ogm", true), ("opm", true), ("multi-loss", false), ("ogm-ge", false)];
+const METHODS: [(&str, bool); 7] = [
+    ("joint", false),
+    ("mlb", true),
+    ("ogm", true),
+    ("opm", true),
+    ("mslr", true),
+    ("multi-loss", false),
+    ("ogm-ge", false),
+];
 
 /// The sizes of an experiment.
 #[derive(Debug, Clone)]

@@ -90,12 +90,56 @@ impl StepCx<'_> {
     }
 }
 
-/// The training rows of an epoch, for methods that look at them as a whole: prototypes, statistics of features.
-pub trait TrainingRows: std::fmt::Debug {
-    /// How many batches the epoch has.
-    fn batches(&self) -> usize;
-    /// One of them, in the order in which the epoch takes them.
-    fn batch(&self, n: usize) -> Result<Batch>;
+/// The training rows of an epoch, batch by batch in its order: for methods that look at more than one batch between
+/// steps. A batch is read when it is asked for.
+pub trait TrainBatches: std::fmt::Debug {
+    /// How many there are.
+    fn count(&self) -> usize;
+    /// The `n`-th.
+    fn get(&self, n: usize) -> Result<Batch>;
+}
+
+impl TrainBatches for Vec<Batch> {
+    fn count(&self) -> usize {
+        self.len()
+    }
+    fn get(&self, n: usize) -> Result<Batch> {
+        match self.as_slice().get(n) {
+            Some(batch) => Ok(batch.clone()),
+            None => bail!("batch {n} was asked for, there are {}", self.len()),
+        }
+    }
+}
+
+/// Batches that a function reads.
+pub struct LazyBatches<F> {
+    count: usize,
+    read: F,
+}
+
+impl<F: Fn(usize) -> Result<Batch>> LazyBatches<F> {
+    /// `read` is asked for batches below `count`.
+    pub fn new(count: usize, read: F) -> Self {
+        Self { count, read }
+    }
+}
+
+impl<F> std::fmt::Debug for LazyBatches<F> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} batches", self.count)
+    }
+}
+
+impl<F: Fn(usize) -> Result<Batch>> TrainBatches for LazyBatches<F> {
+    fn count(&self) -> usize {
+        self.count
+    }
+    fn get(&self, n: usize) -> Result<Batch> {
+        if n >= self.count {
+            bail!("batch {n} was asked for, there are {}", self.count);
+        }
+        (self.read)(n)
+    }
 }
 
 /// The start of an epoch as a method sees it.
@@ -111,8 +155,8 @@ pub struct EpochCx<'a> {
     pub learning_rate: f64,
     /// A training batch and the held-out rows, where the method's [`Needs`] ask for them.
     pub batches: Option<(&'a Batch, &'a Batch)>,
-    /// The training rows of this epoch, without those held out; `None` where a loop has none to give.
-    pub training: Option<&'a dyn TrainingRows>,
+    /// All training rows, without those that were set aside.
+    pub train: Option<&'a dyn TrainBatches>,
     /// The method's own randomness in this epoch.
     pub rng: StepRng,
 }

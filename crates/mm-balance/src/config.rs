@@ -1,14 +1,20 @@
 //! Every method by name, with its settings: what a configuration file's `[method]` table means.
 
+use crate::agm::AgmConfig;
 use crate::arl::ArlConfig;
+use crate::cggm::CggmConfig;
 use crate::cml::CmlConfig;
 use crate::functional_entropy::FunctionalEntropyConfig;
+use crate::g_blend::GBlendConfig;
+use crate::info_reg::InfoRegConfig;
 use crate::lfm::{LfmHeuristicConfig, LfmLearnedConfig};
 use crate::mbsd::MbsdConfig;
 use crate::mla::MlaConfig;
 use crate::mlb::MlbConfig;
 use crate::mmcosine::MmCosineConfig;
+use crate::mmpareto::MmParetoConfig;
 use crate::modality_dropout::ModalityDropoutConfig;
+use crate::mslr::MslrConfig;
 use crate::multi_loss::MultiLossConfig;
 use crate::multimodal_loss::MultiModalLossConfig;
 use crate::ogm::OgmConfig;
@@ -17,12 +23,13 @@ use crate::pmr::PmrConfig;
 use crate::proxyanchor::ProxyAnchorConfig;
 use crate::proxynca::ProxyNcaConfig;
 use crate::reconboost::ReconBoostConfig;
+use crate::relearning::RelearningConfig;
 use crate::softtriple::SoftTripleConfig;
 use crate::sum_ce::SumCe;
 use crate::umt::UmtConfig;
 use crate::valuation::ValuationConfig;
-use crate::{Balancer, Joint, Needs, TrainStep};
-use mm_core::{ConfigError, Fusion, Modal, Modalities, Scope};
+use crate::{Balancer, Joint, Needs, TrainStep, copies, info_reg, relearning};
+use mm_core::{ConfigError, Fusion, Modal, Modalities, ParamStore, Scope};
 use serde::{Deserialize, Serialize};
 
 /// A method without settings.
@@ -54,6 +61,20 @@ pub enum MethodConfig {
     Ogm(OgmConfig),
     /// Gradient damping with noise.
     OgmGe(OgmConfig),
+    /// Gradients scaled at each modality's contribution to the logits.
+    Agm(AgmConfig),
+    /// Gradients modulated in size and direction by classifiers on the side.
+    Cggm(CggmConfig),
+    /// Learning rates that follow validation accuracies.
+    Mslr(MslrConfig),
+    /// Gradients of two losses combined without conflict.
+    Mmpareto(MmParetoConfig),
+    /// Losses blended by how well each generalises.
+    GBlend(GBlendConfig),
+    /// A leader's encoder held back early in training.
+    InfoReg(InfoRegConfig),
+    /// Encoders drawn back to where they started.
+    Relearning(RelearningConfig),
     /// Feature dropping.
     Opm(OpmConfig),
     /// Contrastive matching with a scheduled weight.
@@ -104,6 +125,13 @@ impl MethodConfig {
             Self::Mlb(_) => "mlb",
             Self::Ogm(_) => "ogm",
             Self::OgmGe(_) => "ogm-ge",
+            Self::Agm(_) => "agm",
+            Self::Cggm(_) => "cggm",
+            Self::Mslr(_) => "mslr",
+            Self::Mmpareto(_) => "mmpareto",
+            Self::GBlend(_) => "g-blend",
+            Self::InfoReg(_) => "info-reg",
+            Self::Relearning(_) => "relearning",
             Self::Opm(_) => "opm",
             Self::LfmHeuristic(_) => "lfm-heuristic",
             Self::LfmLearned(_) => "lfm-learned",
@@ -164,6 +192,13 @@ impl MethodConfig {
             Self::Mlb(c) => c.build()?.needs(),
             Self::Ogm(c) => c.build(modalities, false)?.needs(),
             Self::OgmGe(c) => c.build(modalities, true)?.needs(),
+            Self::Agm(c) => c.build(modalities)?.needs(),
+            Self::Cggm(c) => c.build(modalities)?.needs(),
+            Self::Mslr(c) => c.build(modalities)?.needs(),
+            Self::Mmpareto(c) => c.build()?.needs(),
+            Self::GBlend(c) => c.build(modalities)?.needs(),
+            Self::InfoReg(c) => c.build(modalities)?.needs(),
+            Self::Relearning(c) => c.build()?.needs(),
             Self::Opm(c) => c.build()?.needs(),
             Self::LfmHeuristic(c) => c.build()?.needs(),
             Self::LfmLearned(c) => c.build()?.needs(),
@@ -248,6 +283,13 @@ impl MethodConfig {
             Self::Mlb(c) => boxed(c.build()),
             Self::Ogm(c) => boxed(c.build(modalities, false)),
             Self::OgmGe(c) => boxed(c.build(modalities, true)),
+            Self::Agm(c) => boxed(c.build(modalities)),
+            Self::Cggm(c) => boxed(c.build(modalities)),
+            Self::Mslr(c) => boxed(c.build(modalities)),
+            Self::Mmpareto(c) => boxed(c.build()),
+            Self::GBlend(c) => boxed(c.build(modalities)),
+            Self::InfoReg(c) => boxed(c.build(modalities)),
+            Self::Relearning(c) => boxed(c.build()),
             Self::Opm(c) => boxed(c.build()),
             Self::LfmHeuristic(c) => boxed(c.build()),
             Self::LfmLearned(c) => boxed(c.build()),
@@ -281,6 +323,15 @@ impl MethodConfig {
                 "`{}` does the whole step by itself: use `MethodConfig::step`, and compose it with nothing",
                 self.name()
             ),
+        }
+    }
+
+    /// Makes the buffers that the method keeps beside the model; to be called once, after model and methods are built.
+    pub fn prepare(&self, store: &mut ParamStore) -> candle_core::Result<()> {
+        match self {
+            Self::InfoReg(_) => copies::make(store, info_reg::NAME),
+            Self::Relearning(_) => copies::make(store, relearning::NAME),
+            _ => Ok(()),
         }
     }
 }

@@ -44,6 +44,7 @@ use mm_core::{
 };
 use mm_kernels::softmax::softmax_last;
 use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 
 /// What the scores bound.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -310,7 +311,12 @@ impl FunctionalEntropy {
             .try_map(|m, p| p.as_ref().map(|p| copies_of(p, n, &batch.inputs[m])).transpose())?;
         let labels = batch.labels.iter().flat_map(|&y| std::iter::repeat_n(y, n)).collect();
         let ids = batch.ids.iter().flat_map(|&id| std::iter::repeat_n(id, n)).collect();
-        Ok(Batch { inputs, present, labels, ids })
+        let lengths = batch.lengths.map(|_, lengths| {
+            let repeated =
+                |lengths: &Arc<[usize]>| lengths.iter().flat_map(|&l| std::iter::repeat_n(l, n)).collect();
+            lengths.as_ref().map(repeated)
+        });
+        Ok(Batch { inputs, lengths, present, labels, ids })
     }
 }
 

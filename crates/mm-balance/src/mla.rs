@@ -229,7 +229,7 @@ impl TrainStep for Mla {
 
     fn epoch_start(&mut self, cx: &EpochCx<'_>) -> Result<()> {
         self.batch = 0;
-        self.batches = cx.training.map_or(1, crate::TrainingRows::batches).max(1);
+        self.batches = cx.train.map_or(1, crate::TrainBatches::count).max(1);
         Ok(())
     }
 
@@ -246,7 +246,7 @@ impl TrainStep for Mla {
         let (mut losses, mut observations) = (Vec::new(), Vec::new());
         for m in cx.model.modalities().iter() {
             let present = cx.batch.present[m].as_ref();
-            let h = pooled(&cx.model.encode(m, &cx.batch.inputs[m], present, cx.mode)?)?;
+            let h = pooled(&cx.model.encode(m, cx.batch, cx.mode)?)?;
             let z = linear(&h, weight, Some(bias))?;
             let loss = cross_entropy(&z, &cx.batch.labels, cx.batch.weights(m).as_deref())?;
             let mut g = Gradients::collect(cx.params, loss.backward()?);
@@ -317,7 +317,8 @@ impl TrainStep for Mla {
 fn single(batch: &Batch, m: mm_core::Modality) -> Batch {
     let inputs = Modal::new(vec![batch.inputs[m].clone()]);
     let present = Modal::new(vec![batch.present[m].clone()]);
-    Batch { inputs, present, labels: batch.labels.clone(), ids: batch.ids.clone() }
+    let lengths = Modal::new(vec![batch.lengths[m].clone()]);
+    Batch { inputs, lengths, present, labels: batch.labels.clone(), ids: batch.ids.clone() }
 }
 
 /// The mean of the rows that are there.

@@ -164,23 +164,7 @@ impl Balancer for Mlb {
 
     fn gradients(&mut self, cx: &StepCx<'_>, fwd: &Forward, g: &mut Gradients) -> Result<()> {
         self.coefficients = coefficients(&self.scores, self.config.alpha, self.config.ceiling());
-        if self.parameters.is_empty() {
-            self.parameters = parameters(cx, fwd.split.is_some());
-        }
-        let k = &self.coefficients;
-        for &(id, m) in &self.parameters {
-            match self.config.apply {
-                Apply::Gradient => g.scale_one(id, k[m.index()]),
-                Apply::LearningRate => g.scale_lr(cx.params, cx.params.get(id).name(), k[m.index()]),
-            }
-        }
-        // A concatenating head keeps all blocks in one matrix: scale its columns.
-        if matches!(cx.model.head(), Head::Split { .. })
-            && let Some(id) = cx.params.ids().find(|&id| cx.params.get(id).name() == "fusion.weight")
-        {
-            scale_columns(g, id, &fwd.features, k)?;
-        }
-        Ok(())
+        scale_branches(&mut self.parameters, cx, fwd, g, &self.coefficients, self.config.apply)
     }
 
     fn observe(&self, sink: &mut dyn FnMut(&'static str, Option<usize>, f64)) {
@@ -196,8 +180,36 @@ impl Balancer for Mlb {
     }
 }
 
+/// Multiplies by `k[m]` what belongs to modality m: encoder, head and block of a linear fusion. `parameters` keeps what
+/// was looked up.
+pub(crate) fn scale_branches(
+    parameters: &mut Vec<(ParamId, Modality)>,
+    cx: &StepCx<'_>,
+    fwd: &Forward,
+    g: &mut Gradients,
+    k: &[f64],
+    apply: Apply,
+) -> Result<()> {
+    if parameters.is_empty() {
+        *parameters = owned(cx, fwd.split.is_some());
+    }
+    for &(id, m) in parameters.iter() {
+        match apply {
+            Apply::Gradient => g.scale_one(id, k[m.index()]),
+            Apply::LearningRate => g.scale_lr(cx.params, cx.params.get(id).name(), k[m.index()]),
+        }
+    }
+    // A concatenating head keeps all blocks in one matrix: scale its columns.
+    if matches!(cx.model.head(), Head::Split { .. })
+        && let Some(id) = cx.params.ids().find(|&id| cx.params.get(id).name() == "fusion.weight")
+    {
+        scale_columns(g, id, &fwd.features, k)?;
+    }
+    Ok(())
+}
+
 /// The parameters of encoder m, its head and its block of a linear fusion, with m.
-fn parameters(cx: &StepCx<'_>, linear: bool) -> Vec<(ParamId, Modality)> {
+fn owned(cx: &StepCx<'_>, linear: bool) -> Vec<(ParamId, Modality)> {
     let owner = |id: ParamId| {
         let mut segments = cx.params.get(id).name().split('.');
         match segments.next() {

@@ -228,16 +228,16 @@ impl Pmr {
 
     /// Class means over the first batches of the epoch that begins.
     fn compute(&self, cx: &EpochCx<'_>) -> Result<Vec<Prototypes>> {
-        let Some(rows) = cx.training else {
+        let Some(rows) = cx.train else {
             bail!(
                 "PMR computes prototypes from training rows: the trainer must pass them in `EpochCx::training`"
             )
         };
-        let batches = ((rows.batches() as f64 * self.config.share) as usize).max(1).min(rows.batches());
+        let batches = ((rows.count() as f64 * self.config.share) as usize).max(1).min(rows.count());
         let count = cx.model.modalities().len();
         let mut seen: Vec<(Vec<f64>, Vec<u32>, usize)> = vec![(Vec::new(), Vec::new(), 0); count];
         for n in 0..batches {
-            let batch = rows.batch(n)?;
+            let batch = rows.get(n)?;
             let z = cx.model.encode_all(&batch, Mode::Eval)?;
             for ((m, h), (features, labels, width)) in z.iter().zip(&mut seen) {
                 let h = pooled(h)?;

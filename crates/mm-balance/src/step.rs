@@ -93,7 +93,7 @@ impl<B: Balancer> TrainStep for Joint<B> {
         };
         let task = cross_entropy(&decision, &batch.labels, None)?;
         let weight = self.balancer.task_weight();
-        let mut loss = if weight == 1.0 { task } else { (task * weight)? };
+        let mut loss = weighted(task, weight)?;
         if let Some(auxiliary) = self.balancer.auxiliary(&cx, &fwd)? {
             loss = (loss + auxiliary)?;
         }
@@ -141,6 +141,16 @@ impl<B: Balancer> TrainStep for Joint<B> {
 
     fn restore(&mut self, state: &State) -> Result<()> {
         self.balancer.restore(state)
+    }
+}
+
+/// `weight` times a loss, whose gradient is there even where the weight is 0: candle's backward pass leaves out what is
+/// multiplied by the number 0, and a parameter without gradient is not the same as one with a gradient of 0.
+pub(crate) fn weighted(loss: Tensor, weight: f64) -> Result<Tensor> {
+    match weight {
+        1.0 => Ok(loss),
+        0.0 => &loss * loss.detach().zeros_like()?,
+        _ => loss * weight,
     }
 }
 

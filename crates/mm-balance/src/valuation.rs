@@ -187,11 +187,11 @@ impl Balancer for Valuation {
         if !self.acts(cx.epoch) {
             return Ok(());
         }
-        let Some(rows) = cx.training else {
+        let Some(rows) = cx.train else {
             bail!("valuation looks at all training rows: the trainer must pass them in `EpochCx::training`")
         };
-        for n in 0..rows.batches() {
-            let batch = rows.batch(n)?;
+        for n in 0..rows.count() {
+            let batch = rows.get(n)?;
             for (id, phi) in batch.ids.iter().zip(evaluate(cx.model, &batch)?) {
                 self.contributions.insert(*id, phi);
             }

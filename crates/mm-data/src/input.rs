@@ -1,7 +1,7 @@
 //! The inputs of one modality: vectors in memory, or arrays of any shape in a pack on the disk.
 
-use crate::pack::PackedInput;
 use crate::image::{Frame, sheet::Spectrogram};
+use crate::pack::PackedInput;
 use crate::{DataError, Matrix};
 use candle_core::{DType, Device, Result, Tensor};
 use mm_core::{RowShape, StepRng};

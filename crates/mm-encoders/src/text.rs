@@ -48,9 +48,15 @@ impl Tokenizer {
             .map_err(|e| refuse(format!("is no tokenizer ({e}); save it again")))?;
         let pad = ["[PAD]", "<pad>"].into_iter().find_map(|t| Some((inner.token_to_id(t)?, t)));
         let (pad_id, pad_token) = pad.unwrap_or((0, "[PAD]"));
-        inner.with_padding(Some(PaddingParams { pad_id, pad_token: pad_token.to_owned(), ..PaddingParams::default() }));
+        inner.with_padding(Some(PaddingParams {
+            pad_id,
+            pad_token: pad_token.to_owned(),
+            ..PaddingParams::default()
+        }));
         let cut = TruncationParams { max_length: max_tokens, ..TruncationParams::default() };
-        inner.with_truncation(Some(cut)).map_err(|e| refuse(format!("cannot cut texts to {max_tokens} tokens ({e})")))?;
+        inner
+            .with_truncation(Some(cut))
+            .map_err(|e| refuse(format!("cannot cut texts to {max_tokens} tokens ({e})")))?;
         Ok(Self { inner })
     }
 

@@ -9,7 +9,8 @@ use candle_core::Tensor;
 use mm_balance::umt::Teachers;
 use mm_balance::{Balancer, Joint, MethodConfig, Needs, TrainStep};
 use mm_core::{
-    Batch, Composite, ConfigError, Encoder, Modal, Modalities, Modality, Mode, Multimodal, ParamStore, RowShape,
+    Batch, Composite, ConfigError, Encoder, Modal, Modalities, Modality, Mode, Multimodal, ParamStore,
+    RowShape,
 };
 use mm_encoders::weights::Source;
 use std::collections::BTreeMap;
@@ -49,13 +50,33 @@ pub fn device(name: &str) -> Result<Device, ConfigError> {
     }
 }
 
-/// Builds a run's model for rows of these shapes. Parameters have their drawn start values: see [`load_pretrained`].
+/// Builds a run's model for rows of these shapes, with drawn start values: its values are to be loaded.
 pub fn build(
     config: &RunConfig,
     modalities: &Modalities,
     shapes: &Modal<RowShape>,
     classes: usize,
 ) -> Result<Built, TrainError> {
+    Ok(assemble(config, modalities, shapes, classes, false)?.0)
+}
+
+/// As [`build`], with the checkpoints of `[model.weights]` in the encoders, and where each came from.
+pub fn begin(
+    config: &RunConfig,
+    modalities: &Modalities,
+    shapes: &Modal<RowShape>,
+    classes: usize,
+) -> Result<(Built, BTreeMap<String, Source>), TrainError> {
+    assemble(config, modalities, shapes, classes, true)
+}
+
+fn assemble(
+    config: &RunConfig,
+    modalities: &Modalities,
+    shapes: &Modal<RowShape>,
+    classes: usize,
+    pretrained: bool,
+) -> Result<(Built, BTreeMap<String, Source>), TrainError> {
     let needs = config.check_model(modalities)?;
     config.check_inputs(modalities, shapes)?;
     let device = device(&config.train.device)?;
@@ -85,8 +106,13 @@ pub fn build(
     if needs.heads {
         model = model.with_heads(params.root())?;
     }
+    let sources = if pretrained { load_pretrained(config, &params)? } else { BTreeMap::new() };
     let step = step(config, &mut params, &dims, classes)?;
-    Ok(Built { params, model, step, needs, device })
+    // Methods that keep copies of encoders copy what training begins with.
+    for method in &config.method {
+        method.prepare(&mut params)?;
+    }
+    Ok((Built { params, model, step, needs, device }, sources))
 }
 
 /// The training step: one method's own, or one step for all balancers together.
@@ -163,10 +189,7 @@ impl Teachers for Runs {
 }
 
 /// Puts the values of `[model.weights]` into the encoders, and says where each came from.
-pub fn load_pretrained(
-    config: &RunConfig,
-    params: &ParamStore,
-) -> Result<BTreeMap<String, Source>, TrainError> {
+fn load_pretrained(config: &RunConfig, params: &ParamStore) -> Result<BTreeMap<String, Source>, TrainError> {
     let mut sources = BTreeMap::new();
     for (name, weights) in &config.model.weights {
         let (_, source) = weights.load(config.model.encoder(name), params, &format!("encoder.{name}"))?;

@@ -266,6 +266,7 @@ impl RunConfig {
             let rule = "two methods that bring their own decision rule cannot be composed";
             return Err(ConfigError::new("method.kind", format!("\"{}\"", self.method_name()), rule));
         }
+        mm_balance::check_composition(&self.method)?;
         if let [_, _, ..] = self.method.as_slice()
             && let Some(alone) = self.method.iter().find(|m| m.steps())
         {

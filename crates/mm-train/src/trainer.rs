@@ -4,7 +4,7 @@
 //! selection part. The best epoch by that part is reported on the test part, once. Randomness is a function of (seed,
 //! epoch, step), so a run that is stopped anywhere and resumed gives the same bits as one that is not.
 
-use crate::build::{Built, build, load_pretrained};
+use crate::build::{Built, begin};
 use crate::checkpoint::{self, Best, Checkpoint, Progress};
 use crate::config::{Protocol, RunConfig, Select};
 use crate::directory::{claim, clear, refuse_foreign};
@@ -14,8 +14,8 @@ use crate::optim::{Optim, dtype};
 use crate::record::{Lock, Metrics, sweep, write_atomic, write_json};
 use crate::result::{DatasetInfo, PredictionFile, RunResult, Seconds, peak_memory_mib};
 use crate::telemetry::{epoch_line, part, step_line};
-use candle_core::{DType, Device, Tensor};
-use mm_balance::{EpochCx, EpochReport, StepCx, TrainingRows};
+use candle_core::Tensor;
+use mm_balance::{EpochCx, EpochReport, LazyBatches, MethodConfig, StepCx};
 use mm_core::{Batch, ConfigError, Modalities, ParamStore, StepRng};
 use mm_data::{Loader, Prepared};
 use mm_encoders::weights::Source;
@@ -75,8 +75,7 @@ pub fn train(config: &RunConfig, dir: &Path, options: Options<'_>) -> Result<Out
     check_selection(config, &prepared)?;
     let data = &prepared.dataset;
     let shapes = data.inputs.map(|_, x| x.shape());
-    let built = build(config, &data.modalities, &shapes, data.classes)?;
-    let pretrained = load_pretrained(config, &built.params)?;
+    let (built, pretrained) = begin(config, &data.modalities, &shapes, data.classes)?;
     let rows = set_aside(config, &prepared, &built)?;
 
     // Nothing stands in the way any more: only now is an earlier run replaced.
@@ -227,14 +226,14 @@ impl<'a> Run<'a> {
                 }
                 None => None,
             };
-            let training = EpochRows { loader: &loader, batches: &batches, dtype, device };
+            let all = LazyBatches::new(batches.len(), |n| loader.batch(&batches[n], dtype, device));
             let epoch_cx = EpochCx {
                 model,
                 params,
                 epoch,
                 learning_rate: rate(epoch * per_epoch),
                 batches: pair.as_ref().map(|(inner, outer)| (inner, *outer)),
-                training: Some(&training),
+                train: Some(&all),
                 rng: key.epoch(epoch),
             };
             if self.at.batches == 0 {
@@ -464,28 +463,6 @@ fn with_input(prepared: &Prepared, rows: &[usize]) -> Vec<usize> {
     rows.iter().copied().filter(|&row| inputs.iter().any(|x| x.is_present(row))).collect()
 }
 
-/// The batches of an epoch, for methods that look at training rows as a whole.
-#[derive(Debug)]
-struct EpochRows<'a> {
-    loader: &'a Loader<'a>,
-    batches: &'a [Vec<usize>],
-    dtype: DType,
-    device: &'a Device,
-}
-
-impl TrainingRows for EpochRows<'_> {
-    fn batches(&self) -> usize {
-        self.batches.len()
-    }
-
-    fn batch(&self, n: usize) -> candle_core::Result<Batch> {
-        match self.batches.get(n) {
-            Some(rows) => self.loader.batch(rows, self.dtype, self.device),
-            None => candle_core::bail!("batch {n} of an epoch that has {}", self.batches.len()),
-        }
-    }
-}
-
 /// Sets aside the training rows that a method's outer objective needs.
 fn set_aside(
     config: &RunConfig,
@@ -502,7 +479,9 @@ fn set_aside(
             "the method sets aside {wanted} of {} training rows; lower it to a half at most",
             rows.len()
         );
-        return Err(ConfigError::new("method.bilevel.held_out", wanted, rule).into());
+        let bilevel = config.method.iter().any(|m| matches!(m, MethodConfig::LfmLearned(_)));
+        let field = if bilevel { "method.bilevel.held_out" } else { "method.held_out" };
+        return Err(ConfigError::new(field, wanted, rule).into());
     }
     StepRng::new(config.seed).stream("held-out").draws().shuffle(&mut rows);
     let held: Vec<usize> = rows.drain(..wanted).collect();

@@ -1,17 +1,23 @@
 //! Configuration: nothing is lost on the way to a file and back, and what is wrong is refused by name.
 
+use mm_balance::agm::{AgmConfig, Mask};
 use mm_balance::arl::ArlConfig;
+use mm_balance::cggm::CggmConfig;
 use mm_balance::cml::CmlConfig;
 use mm_balance::config::NoSettings;
 use mm_balance::ensemble::{Average, average};
 use mm_balance::functional_entropy::{Estimate, Form, FunctionalEntropyConfig};
+use mm_balance::g_blend::{self, GBlendConfig};
+use mm_balance::info_reg::{self, InfoRegConfig};
 use mm_balance::lfm::{LfmHeuristicConfig, LfmLearnedConfig, Matching};
 use mm_balance::lfm_weight::{self, Bilevel, Schedule};
 use mm_balance::mbsd::MbsdConfig;
 use mm_balance::mla::{Gate, MlaConfig};
 use mm_balance::mlb::{self, MlbConfig};
 use mm_balance::mmcosine::MmCosineConfig;
+use mm_balance::mmpareto::MmParetoConfig;
 use mm_balance::modality_dropout::ModalityDropoutConfig;
+use mm_balance::mslr::{self, MslrConfig};
 use mm_balance::multi_loss::MultiLossConfig;
 use mm_balance::multimodal_loss::MultiModalLossConfig;
 use mm_balance::ogm::{self, OgmConfig};
@@ -20,9 +26,10 @@ use mm_balance::pmr::{self, PmrConfig};
 use mm_balance::proxyanchor::ProxyAnchorConfig;
 use mm_balance::proxynca::{self, ProxyNcaConfig};
 use mm_balance::reconboost::{self, ReconBoostConfig};
+use mm_balance::relearning::RelearningConfig;
 use mm_balance::softtriple::SoftTripleConfig;
 use mm_balance::valuation::{Level, ValuationConfig};
-use mm_balance::{MethodConfig, catalogue};
+use mm_balance::{MethodConfig, catalogue, check_composition};
 use proptest::prelude::*;
 
 fn refused(text: &str) -> String {
@@ -82,6 +89,28 @@ fn values_out_of_range_are_refused_by_field() {
         ("multi-loss", "weight = inf", "weight"),
         ("ogm", "alpha = -0.1", "alpha"),
         ("ogm-ge", "variant = \"released-m3\"", "variant"),
+        ("agm", "alpha = 0.0", "alpha"),
+        ("agm", "cap = -1.0", "cap"),
+        ("cggm", "rho = 0.0", "rho"),
+        ("cggm", "lambda = -0.1", "lambda"),
+        ("cggm", "bound = 0.5", "bound"),
+        ("mslr", "keep = 0", "keep"),
+        ("mslr", "factors = [1.0, -1.0]", "factors"),
+        ("mslr", "factors = [1.0, 1.0, 1.0]", "factors"),
+        ("mmpareto", "boost = 0.0", "boost"),
+        ("g-blend", "super_epoch = 0", "super_epoch"),
+        ("g-blend", "estimate_epochs = 0", "estimate_epochs"),
+        ("g-blend", "held_out = 1", "held_out"),
+        ("g-blend", "floor = 0.0", "floor"),
+        ("g-blend", "least = 0.34", "least"),
+        ("g-blend", "rate = nan", "rate"),
+        ("info-reg", "strength = 0.0", "strength"),
+        ("info-reg", "threshold = -0.1", "threshold"),
+        ("info-reg", "window = 0", "window"),
+        ("relearning", "strength = inf", "strength"),
+        ("relearning", "every = 0", "every"),
+        ("relearning", "times = 0", "times"),
+        ("relearning", "held_out = 0", "held_out"),
         ("opm", "q_base = 1.5", "q_base"),
         ("opm", "lambda = -1.0", "lambda"),
         ("opm", "p_exe = -0.1", "p_exe"),
@@ -130,6 +159,11 @@ fn values_out_of_range_are_refused_by_field() {
         let error = config.check(2).expect_err(line);
         assert_eq!(error.field, field, "{kind}: {line}: {error}");
     }
+    for (kind, modalities, field) in [("agm", 9, "kind"), ("info-reg", 3, "variant")] {
+        let more = if kind == "info-reg" { "\nvariant = \"released\"" } else { "" };
+        let config: MethodConfig = toml::from_str(&format!("kind = \"{kind}\"{more}")).expect("well-formed");
+        assert_eq!(config.check(modalities).expect_err(kind).field, field);
+    }
     let pairs = [
         "arl",
         "cml",
@@ -141,7 +175,9 @@ fn values_out_of_range_are_refused_by_field() {
         "reconboost",
         "valuation",
     ];
-    for kind in ["mlb", "ogm", "ogm-ge", "opm", "lfm-heuristic", "lfm-learned"].into_iter().chain(pairs) {
+    let new = ["agm", "cggm", "mslr", "mmpareto", "g-blend", "info-reg", "relearning"];
+    let old = ["mlb", "ogm", "ogm-ge", "opm", "lfm-heuristic", "lfm-learned"];
+    for kind in old.into_iter().chain(pairs).chain(new) {
         let config: MethodConfig = toml::from_str(&format!("kind = \"{kind}\"")).expect("well-formed");
         let error = config.check(1).expect_err(kind).to_string();
         assert!(error.contains("needs at least 2 modalities, the model has 1"), "{error}");
@@ -154,6 +190,46 @@ fn a_valuation_of_many_modalities_is_refused() {
     assert!(config.check(6).is_ok());
     let error = config.check(7).expect_err("2^7 fusions").to_string();
     assert!(error.contains("at most 6 modalities, the model has 7"), "{error}");
+}
+
+#[test]
+fn compositions_that_make_no_sense_are_refused() {
+    let parse = |kinds: &[&str]| -> Vec<MethodConfig> {
+        kinds.iter().map(|kind| toml::from_str(&format!("kind = \"{kind}\"")).expect("well-formed")).collect()
+    };
+    let refused: [(&[&str], &str); 9] = [
+        (&["multi-loss", "info-reg"], "`multi-loss` and `info-reg` both add the losses of the heads"),
+        (&["g-blend", "mlb"], "`g-blend` and `mlb` both add"),
+        (&["cggm", "ogm", "multi-loss"], "`cggm` and `multi-loss` both add"),
+        (
+            &["agm", "sum-ce"],
+            "`agm` takes gradients of the fused logits, and `sum-ce` decides without a fusion",
+        ),
+        (&["multimodal-loss", "mmpareto"], "`multimodal-loss` decides without a fusion"),
+        (&["ogm", "mmpareto"], "`mmpareto` sets the gradients of the encoders, so it must stand first"),
+        (&["agm", "opm"], "would not see what `opm` does to the features; set mask = \"features\""),
+        (&["g-blend", "lfm-heuristic"], "both weigh the fused loss"),
+        (&["lfm-learned", "lfm-heuristic"], "both weigh the fused loss"),
+    ];
+    for (kinds, rule) in refused {
+        let error = check_composition(&parse(kinds)).expect_err("no sense");
+        assert_eq!(error.field, "method.kind");
+        assert!(error.to_string().contains(rule), "{kinds:?}: {error}");
+    }
+    let masked = toml::from_str("kind = \"agm\"\nmask = \"features\"").expect("well-formed");
+    assert!(check_composition(&[masked, parse(&["opm"]).remove(0)]).is_ok());
+    let fine: [&[&str]; 7] = [
+        &["opm", "ogm"],
+        &["mmpareto", "ogm"],
+        &["multi-loss", "mslr"],
+        &["multi-loss", "mlb"],
+        &["agm", "relearning"],
+        &["mslr", "sum-ce"],
+        &["lfm-heuristic", "info-reg"],
+    ];
+    for kinds in fine {
+        assert!(check_composition(&parse(kinds)).is_ok(), "{kinds:?}");
+    }
 }
 
 #[test]
@@ -212,6 +288,64 @@ fn ogm_config() -> impl Strategy<Value = OgmConfig> {
     )
 }
 
+fn gradient_methods() -> impl Strategy<Value = MethodConfig> {
+    let agm = (0.01..5.0f64, prop::option::of(0.1..20.0f64), any::<bool>(), window()).prop_map(
+        |(alpha, cap, features, (start_epoch, end_epoch))| {
+            let mask = if features { Mask::Features } else { Mask::Inputs };
+            MethodConfig::Agm(AgmConfig { alpha, cap, mask, start_epoch, end_epoch })
+        },
+    );
+    let cggm = (0.1..5.0f64, 0.0..2.0f64, 1.0..20.0f64, window()).prop_map(
+        |(rho, lambda, bound, (start_epoch, end_epoch))| {
+            MethodConfig::Cggm(CggmConfig { rho, lambda, bound, start_epoch, end_epoch })
+        },
+    );
+    let mslr = (prop::option::of(prop::collection::vec(0.1..2.0f64, 2)), 1usize..10, any::<[bool; 3]>())
+        .prop_map(|(factors, keep, [fixed, encoder, gradient])| {
+            MethodConfig::Mslr(MslrConfig {
+                factors: factors.unwrap_or_default(),
+                keep,
+                strategy: if fixed { mslr::Strategy::Fixed } else { mslr::Strategy::Dynamic },
+                parameters: if encoder { mslr::Parameters::Encoder } else { mslr::Parameters::Branch },
+                apply: if gradient { mlb::Apply::Gradient } else { mlb::Apply::LearningRate },
+            })
+        });
+    let info_reg = (0.1..5.0f64, 0.0..1.0f64, 1usize..20, any::<bool>()).prop_map(
+        |(strength, threshold, window, released)| {
+            let variant = if released { info_reg::Variant::Released } else { info_reg::Variant::Paper };
+            MethodConfig::InfoReg(InfoRegConfig { strength, threshold, window, variant })
+        },
+    );
+    prop_oneof![
+        agm,
+        cggm,
+        mslr,
+        info_reg,
+        (0.1..5.0f64).prop_map(|boost| MethodConfig::Mmpareto(MmParetoConfig { boost })),
+    ]
+}
+
+fn epoch_methods() -> impl Strategy<Value = MethodConfig> {
+    let blend = (1usize..20, prop::option::of(1usize..20), 2usize..500, any::<[bool; 2]>(), 1e-6..1.0f64)
+        .prop_map(|(super_epoch, estimate_epochs, held_out, [offline, bench], floor)| {
+            MethodConfig::GBlend(GBlendConfig {
+                super_epoch,
+                estimate_epochs,
+                held_out,
+                schedule: if offline { g_blend::Schedule::Offline } else { g_blend::Schedule::Online },
+                estimator: if bench { g_blend::Estimator::MultiBench } else { g_blend::Estimator::Paper },
+                floor,
+                least: floor / 4.0,
+                rate: bench.then_some(floor),
+            })
+        });
+    let relearning =
+        (0.1..10.0f64, 1usize..50, 1usize..10, 2usize..500).prop_map(|(strength, every, times, held_out)| {
+            MethodConfig::Relearning(RelearningConfig { strength, every, times, held_out })
+        });
+    prop_oneof![blend, relearning]
+}
+
 fn method() -> impl Strategy<Value = MethodConfig> {
     let mlb = (0.01..5.0f64, 1.0..20.0f64, 0.0..3.0f64, any::<[bool; 2]>(), window()).prop_map(
         |(alpha, beta_max, weight, [released, rate], (start_epoch, end_epoch))| MlbConfig {
@@ -258,6 +392,8 @@ fn method() -> impl Strategy<Value = MethodConfig> {
         heuristic,
         learned,
         proxies,
+        gradient_methods(),
+        epoch_methods(),
     ]
 }
 

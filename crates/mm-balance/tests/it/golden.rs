@@ -4,18 +4,25 @@
 //! second derivatives, which are finite differences here; f32 within 2e-5. Shapes and settings come from the file; the
 //! numbers below that do not are the ones that its documentation fixes for every such file.
 
+mod agm;
 mod arl;
 mod baselines;
+mod cggm;
 mod functional_entropy;
+mod gblend;
+mod info_reg;
 mod lfm;
 mod mbsd;
 mod misc;
 mod mla;
 mod mlb;
 mod mmcosine;
+mod mmpareto;
+mod mslr;
 mod multimodal_loss;
 mod ogm;
 mod opm;
 mod pmr;
 mod proxies;
 mod reconboost;
+mod relearning;

@@ -7,7 +7,7 @@ use mm_balance::pmr::{self, Prototypes};
 use mm_balance::proxyanchor::{self, ProxyAnchorConfig};
 use mm_balance::proxynca::{self, ProxyNcaConfig};
 use mm_balance::softtriple::{self, SoftTripleConfig};
-use mm_balance::{cml, mbsd, mmcosine, multimodal_loss, reconboost, sum_ce, unimodal};
+use mm_balance::{cggm, cml, mbsd, mmcosine, multimodal_loss, reconboost, sum_ce, unimodal};
 use mm_core::{Batch, Modal, Presence, StepRng};
 use mm_kernels::check::gradcheck;
 use mm_kernels::cross_entropy;
@@ -68,6 +68,21 @@ fn losses_over_heads() -> Result<()> {
         };
         gradcheck(summed, &heads, EPS, TOL)?;
     }
+    Ok(())
+}
+
+/// CGGM's cosine, whose gradient reaches features and fused logits.
+#[test]
+fn directions() -> Result<()> {
+    let classifier = normal(&[5, 3], 20)?;
+    let pair = [normal(&[5, 4], 21)?, normal(&[5, 3], 22)?];
+    let cosine = |x: &[Tensor]| {
+        // The classifier sees the features as constants: it must not follow them here either.
+        let direction = cggm::cosine(&x[0], &x[1], &classifier, &[0, 2, 1, 1, 0])?;
+        Ok(direction)
+    };
+    // G_m is made of the same features, whose gradient is stopped there: only the fused logits can be varied.
+    gradcheck(|x| cosine(&[pair[0].clone(), x[0].clone()]), &pair[1..], EPS, TOL)?;
     Ok(())
 }
 

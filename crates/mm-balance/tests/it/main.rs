@@ -4,6 +4,7 @@ mod configuration;
 mod fixture;
 mod golden;
 mod gradients;
+mod hooks;
 mod methods;
 mod nets;
 mod properties;

@@ -1,7 +1,7 @@
 //! The toy nets behind the golden files, put together from the pieces of this workspace; and what tests do with models.
 
 use candle_core::{DType, Device, Result, Tensor, bail};
-use mm_balance::{Balancer, Joint, Optimizer, StepCx, StepReport, TrainStep, TrainingRows};
+use mm_balance::{Balancer, Joint, Optimizer, StepCx, StepReport, TrainStep};
 use mm_core::model::sum;
 use mm_core::{
     Batch, Composite, Encoder, Features, Fusion, Gradients, Head, Init, Modal, Modalities, Mode, ParamStore,
@@ -233,19 +233,6 @@ pub(crate) fn one_step_of<'a>(
     let mut capture = Capture::new(&toy.store);
     let report = step.step(&context(toy, batch, 0), &mut capture)?;
     Ok((report, capture))
-}
-
-/// Training rows that a test gives.
-#[derive(Debug)]
-pub(crate) struct Rows(pub(crate) Vec<Batch>);
-
-impl TrainingRows for Rows {
-    fn batches(&self) -> usize {
-        self.0.len()
-    }
-    fn batch(&self, n: usize) -> Result<Batch> {
-        Ok(self.0[n].clone())
-    }
 }
 
 /// The context of a step of epoch 0.

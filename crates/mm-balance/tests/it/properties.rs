@@ -2,7 +2,10 @@
 
 use mm_balance::functional_entropy::{Form, regulariser};
 use mm_balance::lfm_weight::{Schedule, released_step, unrolled_hypergradient};
-use mm_balance::{arl, mla, mlb, modality_dropout, ogm, opm, pmr, score};
+use mm_balance::{
+    agm, arl, cggm, g_blend, info_reg, mla, mlb, mmpareto, modality_dropout, mslr, ogm, opm, pmr, relearning,
+    score,
+};
 use proptest::prelude::*;
 
 /// Scores on a grid of 1/1024: their sums are exact, so every order of the modalities rounds alike.
@@ -152,6 +155,10 @@ proptest! {
         let turned = rotated(&s, by);
         prop_assert_eq!(mlb::coefficients(&turned, 0.8, 5.0), rotated(&mlb::coefficients(&s, 0.8, 5.0), by));
         prop_assert_eq!(ogm::coefficients(&turned, 0.8), rotated(&ogm::coefficients(&s, 0.8), by));
+        prop_assert_eq!(agm::ratios(&turned), rotated(&agm::ratios(&s), by));
+        prop_assert_eq!(cggm::balance(&turned, 5.0), rotated(&cggm::balance(&s, 5.0), by));
+        prop_assert_eq!(info_reg::gaps(&turned), rotated(&info_reg::gaps(&s), by));
+        prop_assert_eq!(g_blend::normalised(&turned), rotated(&g_blend::normalised(&s), by));
         prop_assert_eq!(
             opm::drop_probabilities(&turned, 0.5, 0.5),
             rotated(&opm::drop_probabilities(&s, 0.5, 0.5), by)
@@ -179,6 +186,86 @@ proptest! {
         let three = ogm::coefficients_released_m3([a, b, c], alpha);
         prop_assert_eq!(three.iter().filter(|k| **k < 1.0).count(), 1);
         prop_assert!(two.iter().chain(&three).all(|k| (0.0..=1.0).contains(k)));
+    }
+
+    #[test]
+    fn agm_slows_who_leads_and_is_bounded(s in scores_with_gaps(), alpha in 0.01..3.0f64, cap in 0.1..10.0f64) {
+        // The first batch: the reference is 1 for all.
+        let k = agm::coefficients(&s, &vec![0.0; s.len()], alpha, cap);
+        for ((k, ratio), loss) in k.iter().zip(agm::ratios(&s)).zip(&s) {
+            prop_assert!((0.0..=(alpha * cap).exp()).contains(k), "{k}");
+            prop_assert!(!loss.is_nan() || *k == 1.0);
+            prop_assert!(ratio <= 1.0 || *k < 1.0, "{k} at a ratio of {ratio}");
+        }
+    }
+
+    #[test]
+    fn cggm_holds_back_who_improves_most(s in scores_with_gaps(), bound in 1.0..10.0f64) {
+        let b = cggm::balance(&s, bound);
+        prop_assert!(b.iter().all(|b| (0.0..=bound).contains(b)), "{b:?}");
+        if let (Some(first), Some(last)) = (leader(&s), laggard(&s)) {
+            prop_assert!(b[first] <= b[last], "{b:?} of {s:?}");
+        }
+    }
+
+    #[test]
+    fn info_reg_holds_back_leaders_only(s in scores_with_gaps(), growth in -1.0..1.0f64) {
+        for (m, gap) in info_reg::gaps(&s).into_iter().enumerate() {
+            let beta = info_reg::coefficient(gap, growth, 0.95, 0.04);
+            prop_assert!((0.0..=0.95 * 1f64.exp()).contains(&beta));
+            prop_assert_eq!(beta > 0.0, gap > 0.0 && growth > 0.04);
+            prop_assert!(beta == 0.0 || s[m] > s.iter().copied().fold(f64::INFINITY, f64::min));
+        }
+    }
+
+    #[test]
+    fn blending_weights_are_weights(raw in prop::collection::vec(-10.0..10.0f64, 1..6), share in 0.0..0.99f64) {
+        let w = g_blend::normalised(&raw);
+        prop_assert!((w.iter().sum::<f64>() - 1.0).abs() < 1e-12);
+        prop_assert!(w.iter().all(|w| (0.0..=1.0).contains(w)));
+        let least = share / w.len() as f64;
+        let raised = g_blend::raised(&w, least);
+        prop_assert!((raised.iter().sum::<f64>() - 1.0).abs() < 1e-12, "{raised:?}");
+        prop_assert!(raised.iter().all(|w| *w >= least - 1e-15), "{raised:?} below {least}");
+    }
+
+    #[test]
+    fn a_pareto_direction_harms_neither_loss(
+        a in prop::collection::vec(-3.0..3.0f64, 4),
+        b in prop::collection::vec(-3.0..3.0f64, 4),
+    ) {
+        let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+        let w = mmpareto::weights(dot(&a, &a), dot(&a, &b), dot(&b, &b));
+        let h: Vec<f64> = a.iter().zip(&b).map(|(a, b)| w[0] * a + w[1] * b).collect();
+        prop_assert!((w[0] + w[1] - 1.0).abs() < 1e-12 && w.iter().all(|w| *w >= 0.0), "{w:?}");
+        prop_assert!(dot(&h, &a) > -1e-9 && dot(&h, &b) > -1e-9, "{} {}", dot(&h, &a), dot(&h, &b));
+        // And the solver for any number finds what the closed form finds, where it is not cut.
+        let (exact, square) = mmpareto::min_norm(&[vec![dot(&a, &a), dot(&a, &b)], vec![dot(&a, &b), dot(&b, &b)]])
+            .expect("finite");
+        let (weight, least) = mmpareto::min_norm_pair(dot(&a, &a), dot(&a, &b), dot(&b, &b));
+        prop_assert!((square - least).abs() <= 1e-9 * (1.0 + least), "{square} {least}");
+        prop_assert!((exact[0] - weight).abs() <= 1.1e-3);
+    }
+
+    #[test]
+    fn rates_follow_accuracies(past in prop::collection::vec(0.01..1.0f64, 3), factor in 0.1..10.0f64) {
+        let mut all = past.clone();
+        all.push(past.iter().sum::<f64>() / 3.0 * factor);
+        prop_assert!((mslr::ratio(&all, 3) - factor).abs() < 1e-9 * factor);
+    }
+
+    #[test]
+    fn purities_and_shares_have_their_ranges(
+        labels in prop::collection::vec(0u32..4, 1..40),
+        values in prop::collection::vec(-5.0..5.0f64, 80),
+        strength in 0.1..10.0f64,
+    ) {
+        let points = relearning::Points::new(values[..2 * labels.len()].to_vec(), 2).scaled();
+        let found = relearning::k_means(&points, 4, mm_core::StepRng::new(1));
+        prop_assert!(found.iter().all(|c| *c < 4));
+        let purity = relearning::purity(&labels, &found);
+        prop_assert!(purity > 0.0 && purity <= 1.0);
+        prop_assert!((0.0..1.0).contains(&relearning::reset_share(purity, 0.5, strength)));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What single methods do in a step and at the start of an epoch, by number.
 
-use crate::nets::{Descent, Rows, context, observed, one_step};
+use crate::nets::{Descent, context, observed, one_step};
 use candle_core::{DType, Device, Result, Tensor};
 use mm_balance::mla::{self, MlaConfig};
 use mm_balance::mmcosine::MmCosineConfig;
@@ -40,14 +40,14 @@ impl Optimizer for Recorder<'_> {
     }
 }
 
-fn epoch<'a>(toy: &'a Toy, rows: &'a Rows, epoch: usize) -> EpochCx<'a> {
+fn epoch<'a>(toy: &'a Toy, rows: &'a Vec<Batch>, epoch: usize) -> EpochCx<'a> {
     EpochCx {
         model: &toy.model,
         params: &toy.store,
         epoch,
         learning_rate: 0.1,
         batches: None,
-        training: Some(rows),
+        train: Some(rows),
         rng: StepRng::new(0),
     }
 }
@@ -63,7 +63,7 @@ fn mla_steps_once_per_modality_and_projects_the_head() -> Result<()> {
     let steps = |config: MlaConfig, batch: &Batch| -> Result<(Toy, Vec<BTreeMap<String, Tensor>>)> {
         let toy = with_shared_head(&options, &config)?;
         let mut step = valid(config.build())?;
-        step.epoch_start(&epoch(&toy, &Rows(vec![batch.clone(); 4]), 0))?;
+        step.epoch_start(&epoch(&toy, &vec![batch.clone(); 4], 0))?;
         let mut recorder = Recorder(&toy.store, Vec::new());
         let report = step.step(&context(&toy, batch, 0), &mut recorder)?;
         assert_eq!(observed(&report, "score").len(), 3);
@@ -83,7 +83,7 @@ fn mla_steps_once_per_modality_and_projects_the_head() -> Result<()> {
         let expected = mla::project(&plain["fusion.weight"], &p)?;
         assert_close(&projected["fusion.weight"], &expected, 1e-12);
         assert_close(&projected["fusion.bias"], &plain["fusion.bias"], 0.0);
-        let h = toy.model.encode(m, &batch.inputs[m], None, Mode::Eval)?;
+        let h = toy.model.encode(m, &batch, Mode::Eval)?;
         mla::absorb(&mut p, &to_host(&h.mean(0)?)?, 0.1);
     }
     // A modality that no row has takes no step.
@@ -101,10 +101,10 @@ fn mla_goes_on_where_it_stopped() -> Result<()> {
     let options = Options::default();
     let config = MlaConfig::default();
     let toy = with_shared_head(&options, &config)?;
-    let rows = Rows((0..3).map(|n| options.batch(n, ROWS)).collect::<Result<_>>()?);
+    let rows: Vec<Batch> = (0..3).map(|n| options.batch(n, ROWS)).collect::<Result<_>>()?;
     let run = |step: &mut dyn TrainStep, n: usize| -> Result<Vec<BTreeMap<String, Tensor>>> {
         let mut recorder = Recorder(&toy.store, Vec::new());
-        step.step(&context(&toy, &rows.0[n], n), &mut recorder)?;
+        step.step(&context(&toy, &rows[n], n), &mut recorder)?;
         Ok(recorder.1)
     };
     let mut whole = valid(config.build())?;
@@ -157,13 +157,12 @@ fn reconboost_moves_one_modality_at_a_time() -> Result<()> {
 fn pmr_keeps_class_means_and_says_what_it_adds() -> Result<()> {
     let options = Options::default();
     let toy = options.build(toy::split)?;
-    let rows = Rows((0..20).map(|n| options.batch(n, ROWS)).collect::<Result<_>>()?);
+    let rows: Vec<Batch> = (0..20).map(|n| options.batch(n, ROWS)).collect::<Result<_>>()?;
     let config = PmrConfig { share: 0.1, momentum: 0.25, ..PmrConfig::default() };
     let mut method = valid(config.build())?;
     let means = || -> Result<Vec<Prototypes>> {
-        let z =
-            rows.0[..2].iter().map(|b| toy.model.encode_all(b, Mode::Eval)).collect::<Result<Vec<_>>>()?;
-        let labels: Vec<u32> = rows.0[..2].iter().flat_map(|b| b.labels.to_vec()).collect();
+        let z = rows[..2].iter().map(|b| toy.model.encode_all(b, Mode::Eval)).collect::<Result<Vec<_>>>()?;
+        let labels: Vec<u32> = rows[..2].iter().flat_map(|b| b.labels.to_vec()).collect();
         (0..2)
             .map(|m| {
                 let h = z.iter().map(|z| to_host(&z.values()[m])).collect::<Result<Vec<_>>>()?.concat();
@@ -191,7 +190,7 @@ fn pmr_keeps_class_means_and_says_what_it_adds() -> Result<()> {
     let mut restored = valid(config.build())?;
     restored.restore(&method.state())?;
     assert_eq!(restored.state(), method.state());
-    let batch = &rows.0[5];
+    let batch = &rows[5];
     let fwd = toy.model.forward(batch, Mode::Eval)?;
     let found = restored.auxiliary(&context(&toy, batch, 0), &fwd)?.expect("no tie");
     let logits: Vec<Tensor> =
@@ -245,7 +244,7 @@ fn valuation_adds_rows_with_the_weak_modality_alone() -> Result<()> {
     let options = Options::default();
     let toy = options.build(toy::opaque)?;
     let batch = options.batch(3, ROWS)?;
-    let rows = Rows(vec![batch.clone()]);
+    let rows = vec![batch.clone()];
     let mut method = valid(ValuationConfig { start_epoch: 0, ..ValuationConfig::default() }.build(2))?;
     method.epoch_start(&epoch(&toy, &rows, 0))?;
     let state = method.state();
@@ -306,7 +305,7 @@ struct Others(Toy);
 
 impl Teachers for Others {
     fn features(&mut self, m: mm_core::Modality, _: &str, batch: &Batch) -> Result<Tensor> {
-        self.0.model.encode(m, &batch.inputs[m], batch.present[m].as_ref(), Mode::Eval)
+        self.0.model.encode(m, batch, Mode::Eval)
     }
 }
 

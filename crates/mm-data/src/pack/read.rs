@@ -2,12 +2,12 @@
 
 use super::config::{Normalize, PackedConfig, PackedInputConfig, Pad};
 use super::{Element, FORMAT, FileEntry, Index};
+use crate::image::{Frame, FrameTransform, sheet::Spectrogram};
+use crate::input::Picture;
 use crate::labels::{classes, pick};
 use crate::safe_file::{self, Contents, Header};
 use crate::{DataError, Dataset, Input, decode, features};
 use candle_core::{DType, Device, Tensor};
-use crate::image::{Frame, FrameTransform, sheet::Spectrogram};
-use crate::input::Picture;
 use mm_core::{ConfigError, Modal, RowShape, StepRng};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
@@ -97,7 +97,9 @@ pub(super) fn read_index(dir: &Path) -> Result<(Index, String), DataError> {
         if m.dims.is_empty() || m.dims.contains(&0) || elements.is_none_or(|n| n > 1 << 40) {
             return fault(format!("gives the modality `{}` rows of {:?}", m.name, m.dims));
         }
-        if m.frames && (m.dims.len() != 4 || m.ragged || m.element != Element::U8 || ![1, 3].contains(&m.dims[3])) {
+        if m.frames
+            && (m.dims.len() != 4 || m.ragged || m.element != Element::U8 || ![1, 3].contains(&m.dims[3]))
+        {
             return fault(format!("gives the modality `{}` frames of {:?}", m.name, m.dims));
         }
     }
@@ -310,11 +312,16 @@ impl PackedInput {
             [_, height, width, channels] if self.frames => {
                 let bytes = self.bytes(row)?;
                 let frame = |pixels: &[u8]| Frame::new(height, width, channels, pixels.to_vec());
-                bytes.chunks_exact(height * width * channels).map(frame).collect::<Result<_, _>>().map(Picture::Frames)
+                bytes
+                    .chunks_exact(height * width * channels)
+                    .map(frame)
+                    .collect::<Result<_, _>>()
+                    .map(Picture::Frames)
             }
             [_, bins] => {
                 let values = self.raw(row)?;
-                let turned = (0..bins).flat_map(|bin| values.iter().skip(bin).step_by(bins).copied()).collect();
+                let turned =
+                    (0..bins).flat_map(|bin| values.iter().skip(bin).step_by(bins).copied()).collect();
                 Spectrogram::new(bins, length, turned).map(Picture::Spectrogram)
             }
             _ => Ok(Picture::None),
@@ -410,7 +417,9 @@ impl PackedInput {
         };
         let frames = values.chunks_exact(pixels * channels);
         Ok(frames
-            .flat_map(|frame| (0..channels).flat_map(move |c| frame.iter().skip(c).step_by(channels).copied()))
+            .flat_map(|frame| {
+                (0..channels).flat_map(move |c| frame.iter().skip(c).step_by(channels).copied())
+            })
             .collect())
     }
 

@@ -207,7 +207,10 @@ fn check(place: &str, plan: &Plan) -> Result<(), DataError> {
         }
         if m.frames && (m.dims.len() != 4 || m.ragged || m.element != Element::U8) {
             let rule = format!("modality `{}` has frames of {:?}", m.name, m.dims);
-            return fault(rule, "frames are (frames, height, width, channels) of bytes, as many in every row");
+            return fault(
+                rule,
+                "frames are (frames, height, width, channels) of bytes, as many in every row",
+            );
         }
     }
     if plan.modalities.is_empty() {

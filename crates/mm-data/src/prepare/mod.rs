@@ -67,7 +67,11 @@ impl Source {
     pub fn list(self, raw: &Path) -> Result<Listing, DataError> {
         let place = raw.display().to_string();
         if !raw.is_dir() {
-            return Err(DataError::invalid(&place, "there is no such folder", "give the folder of the raw files"));
+            return Err(DataError::invalid(
+                &place,
+                "there is no such folder",
+                "give the folder of the raw files",
+            ));
         }
         match self {
             Self::Ravdess => ravdess::list(raw),
@@ -216,8 +220,9 @@ pub fn prepare(
         ready.push(made);
         settings.insert(name.clone(), treatment);
     }
-    let preset = serde_json::to_value(&settings)
-        .map_err(|e| DataError::invalid("recipe", format!("cannot be written ({e})"), "report this as a fault"))?;
+    let preset = serde_json::to_value(&settings).map_err(|e| {
+        DataError::invalid("recipe", format!("cannot be written ({e})"), "report this as a fault")
+    })?;
     let plan = Plan {
         name: listing.name.clone(),
         preset: serde_json::json!({ "dataset": source.name(), "inputs": preset }),
@@ -245,16 +250,22 @@ fn choose(listing: Listing, wanted: &[String]) -> Result<Listing, DataError> {
             None => return Err(ConfigError::unknown("modalities", name, &listing.modalities).into()),
         }
     }
-    let rows = listing.rows.into_iter().map(|row| ListedRow {
-        raw: places.iter().map(|&m| row.raw[m].clone()).collect(),
-        ..row
-    });
+    let rows = listing
+        .rows
+        .into_iter()
+        .map(|row| ListedRow { raw: places.iter().map(|&m| row.raw[m].clone()).collect(), ..row });
     Ok(Listing { modalities: wanted.to_vec(), rows: rows.collect(), ..listing })
 }
 
 /// What the pack holds of a modality, found out with its first clip.
 fn plan(name: &str, first: &Raw, treatment: &Treatment) -> Result<(PlannedModality, Ready), DataError> {
-    let modality = |dims: Vec<usize>, ragged, element| PlannedModality { name: name.to_owned(), dims, ragged, frames: false, element };
+    let modality = |dims: Vec<usize>, ragged, element| PlannedModality {
+        name: name.to_owned(),
+        dims,
+        ragged,
+        frames: false,
+        element,
+    };
     let unfit = |what: &str| {
         let rule = format!("the rows of `{name}` are no {what}");
         ConfigError::new(format!("inputs.{name}"), "this treatment", rule)
@@ -268,9 +279,13 @@ fn plan(name: &str, first: &Raw, treatment: &Treatment) -> Result<(PlannedModali
             let ragged = front_end.input().samples.is_none();
             let dims = match (samples, ragged) {
                 (true, _) => vec![time * bins],
-                (false, true) if front_end.output().orientation == crate::audio::output::Orientation::BinsTime => {
+                (false, true)
+                    if front_end.output().orientation == crate::audio::output::Orientation::BinsTime =>
+                {
                     let rule = "an image of bins x time needs one length for all clips: set input.samples";
-                    return Err(ConfigError::new(format!("inputs.{name}.orientation"), "bins-time", rule).into());
+                    return Err(
+                        ConfigError::new(format!("inputs.{name}.orientation"), "bins-time", rule).into()
+                    );
                 }
                 (false, _) => vec![time, bins],
             };
@@ -289,9 +304,14 @@ fn plan(name: &str, first: &Raw, treatment: &Treatment) -> Result<(PlannedModali
                 }
             };
             let modality = modality(vec![1, height, width, *channels], false, Element::U8);
-            (PlannedModality { frames: true, ..modality }, Ready::Image { height, width, channels: *channels })
+            (
+                PlannedModality { frames: true, ..modality },
+                Ready::Image { height, width, channels: *channels },
+            )
         }
-        (Treatment::Vector, Raw::Vector(values)) => (modality(vec![values.len()], false, Element::F32), Ready::Vector),
+        (Treatment::Vector, Raw::Vector(values)) => {
+            (modality(vec![values.len()], false, Element::F32), Ready::Vector)
+        }
         (Treatment::Vector, Raw::Array(path)) => {
             let array = npy::read(path)?;
             (modality(array.shape.clone(), false, Element::F32), Ready::Vector)

@@ -34,19 +34,22 @@ fn folder() -> tempfile::TempDir {
 fn texts_become_the_ids_of_the_vocabulary() {
     let folder = folder();
     let tokenizer = Tokenizer::open(folder.path(), 6).unwrap();
-    let tokens = tokenizer.encode(&["The dog barks.", "cat", "the the the the the the"], &Device::Cpu).unwrap();
+    let tokens =
+        tokenizer.encode(&["The dog barks.", "cat", "the the the the the the"], &Device::Cpu).unwrap();
     // transformers 5.23: BertTokenizerFast of this vocabulary, padding=True, truncation=True, max_length=6.
     let ids = [[2u32, 4, 5, 6, 7, 3], [2, 1, 3, 0, 0, 0], [2, 4, 4, 4, 4, 3]];
     assert_eq!(tokens.ids.to_vec2::<u32>().unwrap(), ids);
     assert_eq!(tokens.lengths, [6, 3, 6]);
 
     let mut store = ParamStore::new(0, DType::F32, &Device::Cpu);
-    let config = BertConfig { vocab_size: 9, dim: 8, layers: 1, heads: 2, feed_forward: 8, ..BertConfig::default() };
+    let config =
+        BertConfig { vocab_size: 9, dim: 8, layers: 1, heads: 2, feed_forward: 8, ..BertConfig::default() };
     let encoder: Bert = config.build(store.root()).unwrap();
     let padded = encoder.forward_padded(&tokens.ids, &tokens.lengths, Mode::Eval).unwrap();
     let alone = tokenizer.encode(&["cat"], &Device::Cpu).unwrap();
     let alone = encoder.forward_padded(&alone.ids, &alone.lengths, Mode::Eval).unwrap();
-    let (a, b) = (padded.get(1).unwrap().to_vec1::<f32>().unwrap(), alone.get(0).unwrap().to_vec1::<f32>().unwrap());
+    let (a, b) =
+        (padded.get(1).unwrap().to_vec1::<f32>().unwrap(), alone.get(0).unwrap().to_vec1::<f32>().unwrap());
     assert!(a.iter().zip(&b).all(|(a, b)| (a - b).abs() < 1e-6), "{a:?} {b:?}");
 }
 

@@ -271,7 +271,7 @@ fn epoch_start(
         epoch,
         learning_rate: f64::NAN, // the settings say η
         batches: Some(batches),
-        training: None,
+        train: None,
         rng: StepRng::new(0),
     };
     method.epoch_start(&cx)?;
