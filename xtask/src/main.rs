@@ -8,6 +8,7 @@ mod ci;
 mod document;
 mod error;
 mod files;
+mod golden;
 mod interrupt;
 mod reproduce;
 mod suggest;
@@ -17,7 +18,7 @@ mod workspace;
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 
-/// Tasks of the workspace: reproduce experiments, run tests, benches and the checks of CI.
+/// Tasks of the workspace: reproduce experiments, run tests, benches, comparisons and the checks of CI.
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask", version, after_help = EXAMPLES)]
 struct Cli {
@@ -32,6 +33,7 @@ enum Task {
     Test(test::Args),
     Ci(ci::Args),
     Bench(bench::Args),
+    Golden(golden::Args),
 }
 
 const EXAMPLES: &str = "\
@@ -43,6 +45,7 @@ Examples:
   cargo xtask ci                            what CI checks after the tests
   cargo xtask bench -- ogm                  the benches whose name contains `ogm`
   cargo xtask bench peer                    training steps beside PyTorch's
+  cargo xtask golden --full --export        encoders of published size beside their libraries
 
 `cargo xtask <task> --help` says more about a task.";
 
@@ -53,6 +56,7 @@ fn main() -> ExitCode {
         Task::Test(args) => test::run(&args),
         Task::Ci(args) => ci::run(&args),
         Task::Bench(args) => bench::run(&args),
+        Task::Golden(args) => golden::run(&args),
     };
     done.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

@@ -92,7 +92,8 @@ class Attention(nn.Module):
         content = torch.einsum("bihd,bjhd->bhij", q + self.content_bias, k)
         length = x.shape[1]
         rates = 10000.0 ** (-torch.arange(0, DIM, 2, dtype=torch.float64) / DIM)
-        sinusoids = lambda t: torch.stack([(t[..., None] * rates).sin(), (t[..., None] * rates).cos()], -1).flatten(-2)
+        angles = lambda t: t[..., None] * rates
+        sinusoids = lambda t: torch.stack([angles(t).sin(), angles(t).cos()], -1).flatten(-2).to(x.dtype)
         if self.released:
             table = split(self.position(sinusoids(torch.arange(length))))
             score = lambda i, t: torch.einsum("bhd,hd->bh", q[:, i] + self.position_bias, table[t])

@@ -3,6 +3,7 @@
 
 mod architecture;
 mod experiments;
+mod golden;
 mod peer;
 mod reproduce;
 mod tune;

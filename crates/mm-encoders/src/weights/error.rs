@@ -70,3 +70,55 @@ pub(super) fn shown(name: &str) -> String {
     }
     text
 }
+
+/// A parser's message about a stranger's file, which it may quote: nothing in it steers a terminal, and only its beginning
+/// and its end, where the place stands, are kept.
+pub(super) fn told(message: &impl std::fmt::Display) -> String {
+    const FIRST: usize = 240;
+    const LAST: usize = 60;
+    let message = message.to_string();
+    let count = message.chars().count();
+    let mut text = String::new();
+    for (i, c) in message.chars().enumerate() {
+        if count > FIRST + LAST && i == FIRST {
+            text.push('…');
+        }
+        if i >= FIRST && i + LAST < count {
+            continue;
+        }
+        // As `shown`, but the message's own quotes stay.
+        if matches!(c, '"' | '\'' | '\\') { text.push(c) } else { text.extend(c.escape_debug()) }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::weights::header::Header;
+
+    #[test]
+    fn a_parsers_message_is_plain_and_short() {
+        assert_eq!(told(&"unknown field `a`, \"b\" \\u at line 1"), "unknown field `a`, \"b\" \\u at line 1");
+        assert_eq!(told(&"\u{1b}[31m\u{202e}é"), "\\u{1b}[31m\\u{202e}é");
+        let long = format!("{} at line 1 column 9", "x".repeat(1_000_000));
+        let short = told(&long);
+        assert_eq!(short.chars().count(), 301);
+        assert!(short.starts_with(&"x".repeat(240)) && short.ends_with("x at line 1 column 9"), "{short}");
+        assert_eq!(told(&"x".repeat(300)), "x".repeat(300));
+    }
+
+    #[test]
+    fn a_header_is_quoted_within_bounds() {
+        let error = |header: &str| {
+            let file = [&(header.len() as u64).to_le_bytes(), header.as_bytes()].concat();
+            let error = Header::read(&mut file.as_slice(), file.len() as u64, "w").expect_err("refused");
+            error.to_string()
+        };
+        // The name of an unknown field, and text in the place of a table: serde quotes both whole, the first one raw.
+        let field = error(r#"{"a":{"dtype":"F32","\u001b[31mred":1}}"#);
+        assert!(field.contains(r"unknown field `\u{1b}[31mred`"), "{field}");
+        assert!(error(&format!(r#"{{"a":{{"{}":1}}}}"#, "x".repeat(1_000_000))).len() < 600);
+        assert!(error(&format!(r#"{{"a":"{}"}}"#, "x".repeat(1_000_000))).len() < 600);
+    }
+}

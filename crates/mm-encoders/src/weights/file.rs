@@ -13,7 +13,8 @@ use std::sync::{Mutex, PoisonError};
 const CONVERT: &str = "a pickle runs code when it is opened and is never loaded: convert it where you trust it, with \
     python -c \"import torch; from safetensors.torch import save_file; \
     w = torch.load('IN', map_location='cpu', weights_only=True); \
-    save_file({k: v.clone().contiguous() for k, v in w.items()}, 'model.safetensors')\"";
+    save_file({k: v.clone().contiguous() for k, v in w.items()}, 'model.safetensors')\"; \
+    docs/converting-checkpoints.md says how for whole pickled models";
 
 /// An open file with its checked header.
 #[derive(Debug)]

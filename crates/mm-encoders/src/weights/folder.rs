@@ -1,6 +1,6 @@
 //! The files of a checkpoint in one folder: which they are, and that they are inside it.
 
-use super::error::{Result, WeightsError, shown};
+use super::error::{Result, WeightsError, shown, told};
 use super::file::{TensorFile, is_pickle, pickle, read_text};
 use super::header::Unique;
 use serde::de::{Deserialize, Deserializer, Error, IgnoredAny, MapAccess, Visitor};
@@ -75,7 +75,7 @@ pub(super) fn weight_map(index: &Path) -> Result<BTreeMap<String, String>> {
     let text = read_text(index, MAX_INDEX)?;
     let fault = |rule: String| WeightsError::invalid(&file, rule, "make or fetch the index again");
     let index: Index =
-        serde_json::from_str(&text).map_err(|e| fault(format!("it is not a valid index: {e}")))?;
+        serde_json::from_str(&text).map_err(|e| fault(format!("it is not a valid index: {}", told(&e))))?;
     index.weight_map.ok_or_else(|| fault("there is no entry `weight_map`".to_owned()))
 }
 
@@ -142,7 +142,7 @@ pub(super) fn json(dir: &Path, name: &str) -> Result<Option<serde_json::Value>> 
     let text = read_text(&path, MAX_CONFIG)?;
     let file = path.display().to_string();
     let value: serde_json::Value = serde_json::from_str(&text).map_err(|e| {
-        WeightsError::invalid(&file, format!("it is not valid JSON: {e}"), "make or fetch it again")
+        WeightsError::invalid(&file, format!("it is not valid JSON: {}", told(&e)), "make or fetch it again")
     })?;
     if !value.is_object() {
         return Err(WeightsError::invalid(&file, "it is not a JSON object", "make or fetch it again"));

@@ -9,7 +9,7 @@
 //! known; shape times size of the type does not overflow and equals end - begin; the tensors, by begin, follow each
 //! other without gap or overlap, from the first byte of the data to the last one of the file.
 
-use super::error::{Result, WeightsError, shown};
+use super::error::{Result, WeightsError, shown, told};
 use safetensors::Dtype;
 use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, Error, IntoDeserializer, MapAccess, SeqAccess, Visitor};
@@ -71,8 +71,9 @@ impl Header {
             let place = 8 + e.valid_up_to();
             WeightsError::invalid(file, format!("the header is not UTF-8 at byte {place}"), DAMAGED)
         })?;
-        let raw: RawHeader = serde_json::from_str(text)
-            .map_err(|e| WeightsError::invalid(file, format!("the header is not valid: {e}"), DAMAGED))?;
+        let raw: RawHeader = serde_json::from_str(text).map_err(|e| {
+            WeightsError::invalid(file, format!("the header is not valid: {}", told(&e)), DAMAGED)
+        })?;
         raw.checked(8 + size, length, file)
     }
 }
