@@ -6,6 +6,7 @@ use mm_core::ConfigError;
 use mm_encoders::weights::{Matching, Source};
 use mm_encoders::{EncoderConfig, PretrainedConfig, pretrained};
 use mm_train::encode::{Encoding, encode};
+use std::fmt::Write as _;
 use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -123,7 +124,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         for (names, what) in [(&done.copied, "written as they are"), (&done.left_out, "left out, no vectors")]
         {
             if !names.is_empty() {
-                text.push_str(&format!("{what}: {}\n", names.join(", ")));
+                writeln!(text, "{what}: {}", names.join(", "))?;
             }
         }
         output::print(&format!("{text}written to {}\n", args.out.display()))?;

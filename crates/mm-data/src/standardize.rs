@@ -203,9 +203,12 @@ fn statistics(x: &Matrix, rows: &[usize]) -> Option<(Vec<f64>, Vec<f64>)> {
     Some((mean, std))
 }
 
+/// Means and spreads.
+type Statistics = (Vec<f64>, Vec<f64>);
+
 /// Mean and spread for each value of the last axis (or in all) over all places of the rows that are present: `None` where
 /// none is, and nothing to subtract where the rows are not normalised by statistics. Rows are read twice.
-fn packed_statistics(x: &PackedInput, rows: &[usize]) -> Result<Option<(Vec<f64>, Vec<f64>)>, DataError> {
+fn packed_statistics(x: &PackedInput, rows: &[usize]) -> Result<Option<Statistics>, DataError> {
     let present: Vec<usize> = rows.iter().copied().filter(|&row| x.is_present(row)).collect();
     if present.is_empty() {
         return Ok(None);
@@ -220,7 +223,9 @@ fn packed_statistics(x: &PackedInput, rows: &[usize]) -> Result<Option<(Vec<f64>
             mean.iter_mut().zip(chunk).for_each(|(m, &v)| *m += f64::from(v));
         }
     }
-    mean.iter_mut().for_each(|m| *m /= count);
+    for m in &mut mean {
+        *m /= count;
+    }
     let mut square = vec![0f64; width];
     for &row in &present {
         for chunk in x.raw(row)?.chunks_exact(width) {

@@ -101,7 +101,7 @@ impl PretrainedConfig {
         scope: &str,
     ) -> Result<(Report, Source), WeightsError> {
         let weights = self.open()?;
-        let rename: Box<dyn Fn(&str) -> Option<String>> = match &self.prefix {
+        let rename: Rename<'_> = match &self.prefix {
             Some(prefix) => Box::new(move |name: &str| {
                 Some(name.strip_prefix(prefix.as_str())?.strip_prefix('.')?.to_owned())
             }),
@@ -112,8 +112,11 @@ impl PretrainedConfig {
     }
 }
 
+/// From the names of a checkpoint to ours; `None` for what is no part of the encoder.
+pub type Rename<'a> = Box<dyn Fn(&str) -> Option<String> + 'a>;
+
 /// From the names of the encoder's published checkpoints to ours.
-pub fn names<'a>(encoder: &'a EncoderConfig, weights: &Weights) -> Box<dyn Fn(&str) -> Option<String> + 'a> {
+pub fn names<'a>(encoder: &'a EncoderConfig, weights: &Weights) -> Rename<'a> {
     let any = |part: &str| weights.names().any(|name| name.contains(part));
     match encoder {
         EncoderConfig::ResNet(_) if any("embedder.embedder.") => Box::new(resnet::from_microsoft),
@@ -168,7 +171,7 @@ fn resnet_config(config: &serde_json::Value) -> Checked<ResNetConfig> {
         .and_then(|d| d.as_array())
         .into_iter()
         .flatten()
-        .filter_map(|d| d.as_u64())
+        .filter_map(serde_json::Value::as_u64)
         .collect();
     let basic = config.get("layer_type").and_then(|l| l.as_str()) == Some("basic");
     let depth = match (depths.as_slice(), basic) {

@@ -355,10 +355,8 @@ impl RunConfig {
     pub fn check_inputs(&self, modalities: &Modalities, shapes: &Modal<RowShape>) -> Checked<()> {
         for (m, shape) in shapes.iter() {
             let name = modalities.name(m);
-            let path = match self.model.encoders.contains_key(name) {
-                true => format!("model.encoders.{name}"),
-                false => "model.encoder".to_owned(),
-            };
+            let own = self.model.encoders.contains_key(name);
+            let path = if own { format!("model.encoders.{name}") } else { "model.encoder".to_owned() };
             self.model.encoder(name).check_input(name, shape).map_err(|e| e.within(&path))?;
         }
         Ok(())

@@ -64,7 +64,7 @@ pub(crate) fn export(
             .inputs
             .values()
             .iter()
-            .map(|x| x.shape())
+            .map(Input::shape)
             .map(|RowShape { dims, ragged }| Shape { dims, ragged })
             .collect(),
         id2label: (0..data.classes)

@@ -1,7 +1,44 @@
 //! Names that the command line and the experiment files may use.
 
-/// The methods in the order of the table: baselines first.
-pub(crate) const METHODS: [&str; 13] = [
+/// All methods in the order of the table: baselines first.
+pub(crate) const METHODS: [&str; 33] = [
+    UNIMODAL,
+    ENSEMBLE,
+    JOINT,
+    "multi-loss",
+    "sum-ce",
+    "mlb",
+    "ogm",
+    "ogm-ge",
+    "opm",
+    "opm+ogm",
+    "lfm-heuristic",
+    "lfm-learned",
+    "multimodal-loss",
+    "agm",
+    "arl",
+    "cggm",
+    "cml",
+    "functional-entropy",
+    "g-blend",
+    "info-reg",
+    "mbsd",
+    "mla",
+    "mmcosine",
+    "mmpareto",
+    "modality-dropout",
+    "mslr",
+    "pmr",
+    "proxyanchor",
+    "proxynca",
+    "reconboost",
+    "relearning",
+    "softtriple",
+    "valuation",
+];
+
+/// Those of the four papers with their baselines: what runs where neither `--method` nor the experiment says otherwise.
+pub(crate) const USUAL: [&str; 13] = [
     UNIMODAL,
     ENSEMBLE,
     JOINT,
@@ -30,7 +67,8 @@ pub(crate) const BASELINES: [&str; 5] = [UNIMODAL, ENSEMBLE, JOINT, "multi-loss"
 /// The fusions.
 pub(crate) const FUSIONS: [&str; 7] =
     ["late-linear", "concat", "sum", "mid-mlp", "film", "gated", "transformer"];
-/// Methods that decide from the unimodal heads: the fusion changes nothing, so they run once for all fusions.
-pub(crate) const WITHOUT_FUSION: [&str; 2] = ["multimodal-loss", "sum-ce"];
+/// Methods that decide from the unimodal heads or bring a fusion of their own: the configured one changes nothing, so they
+/// run once for all fusions.
+pub(crate) const WITHOUT_FUSION: [&str; 5] = ["multimodal-loss", "sum-ce", "mla", "mmcosine", "reconboost"];
 /// The fusion in the configuration of runs that have none; with one modality it is a plain linear head.
 pub(crate) const LINEAR_HEAD: &str = "late-linear";

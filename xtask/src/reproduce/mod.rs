@@ -50,9 +50,10 @@ pub(crate) struct Args {
     /// The folder with the data sets [default: ../shared/data beside the workspace, if it exists]
     #[arg(long, value_name = "DIR")]
     pub(crate) data: Option<PathBuf>,
-    /// Methods to run: unimodal, ensemble, joint, multi-loss, sum-ce, mlb, ogm, ogm-ge, opm, opm+ogm, lfm-heuristic,
-    /// lfm-learned, multimodal-loss
-    /// or all [default: the experiment's]
+    /// Methods to run, or all [default: the experiment's, else unimodal, ensemble, joint, multi-loss, sum-ce, mlb, ogm,
+    /// ogm-ge, opm, opm+ogm, lfm-heuristic, lfm-learned, multimodal-loss; more: agm, arl, cggm, cml, functional-entropy,
+    /// g-blend, info-reg, mbsd, mla, mmcosine, mmpareto, modality-dropout, mslr, pmr, proxyanchor, proxynca, reconboost,
+    /// relearning, softtriple, valuation]
     #[arg(long, value_name = "NAME[,NAME]", value_delimiter = ',')]
     pub(crate) method: Vec<String>,
     /// Fusions to run: late-linear, concat, sum, mid-mlp, film, gated, transformer [default: the experiment's]

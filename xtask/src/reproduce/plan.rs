@@ -2,7 +2,7 @@
 
 use super::Args;
 use super::experiment::{Experiment, Fold};
-use super::methods::{ENSEMBLE, FUSIONS, LINEAR_HEAD, METHODS, UNIMODAL, WITHOUT_FUSION};
+use super::methods::{ENSEMBLE, FUSIONS, LINEAR_HEAD, METHODS, UNIMODAL, USUAL, WITHOUT_FUSION};
 use super::settings;
 use crate::error::usage;
 use crate::suggest::choose;
@@ -68,7 +68,7 @@ impl Selection {
     pub(crate) fn new(experiment: &Experiment, args: &Args) -> Result<Self> {
         let mut methods = Vec::new();
         let asked = match (args.method.as_slice(), experiment.methods_by_default.as_slice()) {
-            ([], []) => vec!["all".to_owned()],
+            ([], []) => USUAL.map(str::to_owned).to_vec(),
             ([], usual) => usual.to_vec(),
             (asked, _) => asked.to_vec(),
         };

@@ -1,8 +1,6 @@
 //! Every method in training steps of toy models: with 2, 3 and 4 modalities, with modalities missing, and at the edges.
 
-use crate::nets::{
-    Descent, TanhEncoder, boxed, context, observed, one_step, one_step_of, over_features,
-};
+use crate::nets::{Descent, TanhEncoder, boxed, context, observed, one_step, one_step_of, over_features};
 use candle_core::{DType, Device, Result, Tensor};
 use mm_balance::lfm::{LfmLearnedConfig, Matching};
 use mm_balance::lfm_weight::{Bilevel, Variant};

@@ -203,7 +203,7 @@ impl Pack {
         let mut places = Vec::with_capacity(self.index.rows);
         for (s, (entry, shard)) in self.index.shards.iter().zip(self.shards.iter()).enumerate() {
             let rows = lengths.get(places.len()..places.len() + entry.rows).unwrap_or_default();
-            let mut at = self.tensor_start(entry, shard, modality, rows)?;
+            let mut at = Self::tensor_start(entry, shard, modality, rows)?;
             for &length in rows {
                 places.push((s as u32, at, length));
                 let stored = if modality.ragged { length } else { first };
@@ -226,7 +226,6 @@ impl Pack {
 
     /// The first byte of `x_<modality>` in a shard whose header says what the index does.
     fn tensor_start(
-        &self,
         entry: &FileEntry,
         shard: &Shard,
         modality: &super::PackedModality,
@@ -432,7 +431,9 @@ impl PackedInput {
             let mean = values.iter().map(|&v| f64::from(v)).sum::<f64>() / count;
             let square = values.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum::<f64>() / count;
             let std = if square > 0.0 { square.sqrt() } else { 1.0 };
-            values.iter_mut().for_each(|v| *v = ((f64::from(*v) - mean) / std) as f32);
+            for v in values.iter_mut() {
+                *v = ((f64::from(*v) - mean) / std) as f32;
+            }
         }
         if let Some(statistics) = &self.statistics {
             let (mean, std) = statistics.as_ref();

@@ -125,27 +125,26 @@ pub fn write(
         let end = (start + size).min(rows);
         let file = format!("shard-{s:05}.safetensors");
         let sidecar = dir.join(format!("{file}.json"));
-        let part = match earlier(&sidecar, &fingerprint, dir, &file) {
-            Some(part) => part,
-            None => {
-                if stop.load(Ordering::Relaxed) {
-                    return Ok(Written::Stopped { done });
-                }
-                let count = AtomicUsize::new(done);
-                let tick = || {
-                    let done = count.fetch_add(1, Ordering::Relaxed) + 1;
-                    progress(WriteProgress { done, rows });
-                };
-                let Some((bytes, lengths)) = shard(plan, start..end, read, &tick, stop)? else {
-                    return Ok(Written::Stopped { done });
-                };
-                let entry = put(dir, &file, &bytes, end - start)?;
-                let part = Sidecar { plan: fingerprint.clone(), entry, lengths };
-                let text = serde_json::to_vec(&part).unwrap_or_default();
-                put(dir, &format!("{file}.json"), &text, 0)?;
-                made += end - start;
-                part
+        let part = if let Some(part) = earlier(&sidecar, &fingerprint, dir, &file) {
+            part
+        } else {
+            if stop.load(Ordering::Relaxed) {
+                return Ok(Written::Stopped { done });
             }
+            let count = AtomicUsize::new(done);
+            let tick = || {
+                let done = count.fetch_add(1, Ordering::Relaxed) + 1;
+                progress(WriteProgress { done, rows });
+            };
+            let Some((bytes, lengths)) = shard(plan, start..end, read, &tick, stop)? else {
+                return Ok(Written::Stopped { done });
+            };
+            let entry = put(dir, &file, &bytes, end - start)?;
+            let part = Sidecar { plan: fingerprint.clone(), entry, lengths };
+            let text = serde_json::to_vec(&part).unwrap_or_default();
+            put(dir, &format!("{file}.json"), &text, 0)?;
+            made += end - start;
+            part
         };
         for (all, own) in lengths.iter_mut().zip(&part.lengths) {
             all.extend(own);
@@ -198,8 +197,8 @@ fn check(place: &str, plan: &Plan) -> Result<(), DataError> {
     }
     let mut ids: Vec<&str> = plan.ids.iter().map(String::as_str).collect();
     ids.sort_unstable();
-    if let Some(pair) = ids.windows(2).find(|pair| pair[0] == pair[1]) {
-        return fault(format!("the id `{}` appears twice", pair[0]), "give every row an id of its own");
+    if let Some((id, _)) = ids.iter().zip(ids.iter().skip(1)).find(|(a, b)| a == b) {
+        return fault(format!("the id `{id}` appears twice"), "give every row an id of its own");
     }
     for m in &plan.modalities {
         if m.dims.is_empty() || m.dims.iter().skip(usize::from(m.ragged)).any(|&d| d == 0) {
@@ -247,7 +246,10 @@ fn earlier(sidecar: &Path, fingerprint: &str, dir: &Path, file: &str) -> Option<
     (part.plan == fingerprint && part.entry.file == file && part.entry.bytes == size).then_some(part)
 }
 
+/// The bytes of a row, and its length.
 type Bytes = (Vec<u8>, usize);
+/// The bytes of a shard, and by modality the lengths of its rows.
+type Shard = (Vec<u8>, Vec<Vec<usize>>);
 
 /// The bytes of a shard and the lengths of its rows, or nothing where it was told to stop.
 fn shard(
@@ -256,7 +258,7 @@ fn shard(
     read: &(dyn Fn(usize, usize) -> Result<Option<Row>, DataError> + Sync),
     tick: &(dyn Fn() + Sync),
     stop: &AtomicBool,
-) -> Result<Option<(Vec<u8>, Vec<Vec<usize>>)>, DataError> {
+) -> Result<Option<Shard>, DataError> {
     let one = |row: usize| -> Result<Option<Vec<Bytes>>, DataError> {
         if stop.load(Ordering::Relaxed) {
             return Ok(None);

@@ -296,12 +296,11 @@ fn plan(name: &str, first: &Raw, treatment: &Treatment) -> Result<(PlannedModali
                 let rule = "must be 1 (grey) or 3 (colour)";
                 return Err(ConfigError::new(format!("inputs.{name}.channels"), channels, rule).into());
             }
-            let [height, width] = match size {
-                Some(size) => *size,
-                None => {
-                    let frame = Frame::open(path)?;
-                    [frame.height, frame.width]
-                }
+            let [height, width] = if let Some(size) = size {
+                *size
+            } else {
+                let frame = Frame::open(path)?;
+                [frame.height, frame.width]
             };
             let modality = modality(vec![1, height, width, *channels], false, Element::U8);
             (

@@ -46,6 +46,7 @@ fn audio(row: usize) -> Vec<f32> {
     (0..2 * (1 + row % 5)).map(|i| row as f32 + 0.25 * i as f32).collect()
 }
 
+#[allow(clippy::unnecessary_wraps)] // what `write` takes
 fn values(row: usize, m: usize) -> Result<Option<Row>, DataError> {
     Ok(match m {
         0 if row == 3 => None,
@@ -145,7 +146,7 @@ fn rows_can_be_cut_filled_and_normalised_alone() {
     };
     let batch = |config: PackedConfig, row: usize, key: Option<StepRng>| {
         let prepared = DataConfig::Packed(config).prepare(0).unwrap();
-        assert_eq!(prepared.dataset.shapes()[0].1.ragged, false);
+        assert!(!prepared.dataset.shapes()[0].1.ragged);
         let loader = Loader::new(&prepared.dataset, vec![row], 1).unwrap();
         let batch = match key {
             Some(key) => loader.training_batch(&[row], key, DType::F32, &Device::Cpu).unwrap(),
