@@ -80,7 +80,9 @@ impl Size {
         let base = toml::from_str::<Experiment>(&std::fs::read_to_string(path)?)
             .map_err(|error| candle_core::Error::Msg(format!("{path}: {error}")))?
             .base;
-        let EncoderConfig::Mlp(encoder) = base.model.encoder;
+        let EncoderConfig::Mlp(encoder) = base.model.encoder else {
+            panic!("the default experiment trains multi-layer perceptrons");
+        };
         let inputs = base.data.sources.iter().map(|source| source.dim).collect();
         Ok(Self { inputs, encoder, classes: base.data.classes, rows: base.train.batch_size })
     }
