@@ -48,9 +48,10 @@ pub(super) fn list(raw: &Path) -> Result<Listing, DataError> {
     for name in names().filter(|name| !modalities.contains(name)) {
         columns.insert(name.clone(), sheet.numbered(name)?.0);
     }
-    let indices = if sheet.head.iter().any(|name| name == "split") { sheet.parts("split")? } else { BTreeMap::new() };
+    let indices =
+        if sheet.head.iter().any(|name| name == "split") { sheet.parts("split")? } else { BTreeMap::new() };
     let name = raw.file_name().map_or_else(|| "manifest".to_owned(), |n| n.to_string_lossy().into_owned());
-    Ok(Listing { name, classes, modalities, rows, columns, indices })
+    Ok(Listing { name, classes, modalities, rows, columns, indices, warnings: Vec::new() })
 }
 
 fn kind(cell: &str) -> Option<fn(std::path::PathBuf) -> Raw> {
@@ -76,7 +77,11 @@ impl Sheet {
     pub(super) fn read(path: &Path) -> Result<Self, DataError> {
         let file = path.display().to_string();
         let bad = |e: csv::Error| {
-            DataError::invalid(&file, format!("cannot be read as CSV ({e})"), "save it as CSV with commas in UTF-8")
+            DataError::invalid(
+                &file,
+                format!("cannot be read as CSV ({e})"),
+                "save it as CSV with commas in UTF-8",
+            )
         };
         crate::safe_file::open(path)?;
         let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).from_path(path).map_err(bad)?;
@@ -117,7 +122,8 @@ impl Sheet {
     /// A column as numbers, and the names that they stand for: whole numbers stay, names are numbered by the alphabet.
     /// As labels, numbers have to begin with 0 and need no names; then the names are the numbers.
     pub(super) fn numbered(&self, column: &str) -> Result<(Vec<i64>, Vec<String>), DataError> {
-        let cells: Vec<&str> = (0..self.lines()).map(|line| self.cell(line, column)).collect::<Result<_, _>>()?;
+        let cells: Vec<&str> =
+            (0..self.lines()).map(|line| self.cell(line, column)).collect::<Result<_, _>>()?;
         if let Some(line) = cells.iter().position(|cell| cell.is_empty()) {
             return Err(self.fault(line, column, "is empty"));
         }
@@ -129,7 +135,8 @@ impl Sheet {
             {
                 return Err(self.fault(line, column, "is no class from 0 to 1000000"));
             }
-            let names = if column == "label" { (0..=most).map(|n| n.to_string()).collect() } else { Vec::new() };
+            let names =
+                if column == "label" { (0..=most).map(|n| n.to_string()).collect() } else { Vec::new() };
             return Ok((numbers, names));
         }
         let names: Vec<&str> = cells.iter().copied().collect::<BTreeSet<_>>().into_iter().collect();

@@ -80,7 +80,7 @@ fn what_is_written_is_read_again() {
 fn odd_chunks_long_headers_and_what_follows_the_samples_are_passed_over() {
     let mut long = format(1, 1, 8000, 4, 32);
     long.extend_from_slice(&[0, 0]); // WAVEFORMATEX without an extension
-    let data: Vec<u8> = [1 << 30, -(1 << 31)].iter().flat_map(|i: &i32| i.to_le_bytes()).collect();
+    let data: Vec<u8> = [1 << 30, i32::MIN].iter().flat_map(|i: &i32| i.to_le_bytes()).collect();
     let clip = open(&riff(&[
         (b"LIST", b"odd"),
         (b"fmt ", &long),
@@ -143,7 +143,7 @@ fn headers_that_lie_are_refused() {
     refused(&riff(&[(b"data", data)]), &["the samples come before their `fmt ` chunk"]);
     refused(&riff(&[(b"fmt ", &format(1, 1, 8000, 2, 16))]), &["there is no `data` chunk"]);
     refused(&riff(&[(b"fmt ", &format(1, 1, 8000, 2, 16)), (b"data", b"")]), &["not a single sample"]);
-    refused(&riff(&[(b"none", b""); 5000]), &["4096 chunks and none of them is `data`"]);
+    refused(&riff(&[(b"none", b"".as_slice()); 5000]), &["4096 chunks and none of them is `data`"]);
     let infinite: Vec<u8> = [0.5, f32::INFINITY].iter().flat_map(|x| x.to_le_bytes()).collect();
     refused(&riff(&[(b"fmt ", &format(3, 1, 8000, 4, 32)), (b"data", &infinite)]), &["sample 1 is inf"]);
     // Four gigabytes announced, eight bytes there: a file that was written to a pipe.
