@@ -1,11 +1,12 @@
-//! `mm data`: raw files into packs, and what is in a pack.
+//! `mm data`: raw files into packs, what is in a pack, and raw files that are generated.
 
 use crate::output;
 use anyhow::Context as _;
 use mm_core::ConfigError;
 use mm_data::image::{Frame, sheet};
 use mm_data::pack::{self, Pack, WriteProgress, Written};
-use mm_data::prepare::{Recipe, Source, prepare};
+use mm_data::prepare::{LabelSource, Recipe, Report, Source, check, prepare_listed};
+use mm_data::synth::{CremadConfig, Generated, cremad};
 use mm_data::{Dataset, PackedConfig};
 use std::fmt::Write as _;
 use std::io::IsTerminal as _;
@@ -19,6 +20,10 @@ use std::sync::atomic::AtomicBool;
 pub(crate) enum Verb {
     /// Make a pack from the raw files of a data set.
     Prepare(PrepareArgs),
+    /// Open every raw file of a data set: what is there, and what is wrong with it.
+    VerifyRaw(VerifyRawArgs),
+    /// Generate raw files in the layout of a published data set.
+    Synth(SynthArgs),
     /// Read a pack from end to end and compare its checksums.
     Verify(PackArgs),
     /// What a pack holds: shapes, classes, columns.
@@ -32,6 +37,7 @@ pub(crate) enum Verb {
 #[command(after_help = "\
 Data sets:
   ravdess    speech clips 03-01-EE-II-SS-RR-AA.wav in any folder below, df_average_AUs_total.csv
+  cremad     AudioWAV/*.wav with Image-01-FPS/<clip>/*.jpg or VideoFlash/*.flv (by ffmpeg)
   avmnist    pairs.csv with id, digit, speaker, split, wav, png
   manifest   manifest.csv with id, label, optionally split and integer columns, and a column of paths per modality
 
@@ -42,6 +48,9 @@ A recipe says what becomes of each modality; without one, sound becomes log-mel 
   [inputs.image.image]
   size = [224, 224]
   channels = 3
+  [inputs.video.frames]       # the first frames of a clip (cremad)
+  size = [224, 224]
+  count = 3
 
 Ctrl-C or a kill loses nothing that is complete: the same command goes on. A complete pack is left as it is.
 
@@ -49,7 +58,7 @@ Examples:
   mm data prepare ravdess --raw RAVDESS --out packs/ravdess
   mm data prepare manifest --raw FOLDER --out packs/mine --recipe recipe.toml")]
 pub(crate) struct PrepareArgs {
-    /// ravdess, avmnist or manifest.
+    /// ravdess, cremad, avmnist or manifest.
     dataset: String,
     /// The folder of the raw files.
     #[arg(long, value_name = "DIR")]
@@ -64,6 +73,68 @@ pub(crate) struct PrepareArgs {
     #[arg(long = "set", value_name = "KEY.PATH=VALUE")]
     sets: Vec<String>,
     /// No progress bar and no summary.
+    #[arg(long, short)]
+    quiet: bool,
+}
+
+/// Arguments of `mm data verify-raw`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Faults are files that cannot be read, git-LFS pointers among them, classes without rows, actors in several folds and rows
+in two parts of one split. Exit codes: 0 no fault; 1 faults; 2 the command is not right.
+
+Example:
+  mm data verify-raw cremad --raw CREMA-D")]
+pub(crate) struct VerifyRawArgs {
+    /// ravdess, cremad, avmnist or manifest.
+    dataset: String,
+    /// The folder of the raw files.
+    #[arg(long, value_name = "DIR")]
+    raw: PathBuf,
+    /// intended or consensus (cremad) [default: intended]
+    #[arg(long, value_name = "NAME")]
+    labels: Option<String>,
+}
+
+/// Arguments of `mm data synth`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+The folder has the layout of CREMA-D: AudioWAV, Image-01-FPS, processedResults/summaryTable.csv. Voices are synthesised
+and faces are drawn; a README.md in it says so. The same command again goes on where it was stopped.
+
+Example:
+  mm data synth cremad --out CREMA-D --actors 10 --clips 30 --width 160")]
+pub(crate) struct SynthArgs {
+    /// cremad.
+    dataset: String,
+    /// The folder to write.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// How many actors, at most 91 [default: 24]
+    #[arg(long, value_name = "N")]
+    actors: Option<usize>,
+    /// Clips of an actor, at most 82 [default: 82]
+    #[arg(long, value_name = "N")]
+    clips: Option<usize>,
+    /// Which actors and clips [default: 0]
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// How often the voice shows the emotion of the name [default: 0.9]
+    #[arg(long, value_name = "P")]
+    audio_reliability: Option<f64>,
+    /// How often the face does [default: 0.6]
+    #[arg(long, value_name = "P")]
+    visual_reliability: Option<f64>,
+    /// Spread of the clips of one actor and emotion [default: 1]
+    #[arg(long, value_name = "X")]
+    variation: Option<f64>,
+    /// Width of a frame in pixels; the height is three quarters of it [default: 480]
+    #[arg(long, value_name = "PIXELS")]
+    width: Option<usize>,
+    /// Write VideoFlash too, by ffmpeg
+    #[arg(long)]
+    video: bool,
+    /// No progress bar
     #[arg(long, short)]
     quiet: bool,
 }
@@ -94,6 +165,8 @@ pub(crate) struct InspectArgs {
 pub(crate) fn run(verb: &Verb) -> anyhow::Result<ExitCode> {
     match verb {
         Verb::Prepare(args) => run_prepare(args),
+        Verb::VerifyRaw(args) => verify_raw(args),
+        Verb::Synth(args) => synth(args),
         Verb::Verify(args) => {
             let read = pack::verify(&args.pack)?;
             output::print(&format!(
@@ -127,19 +200,16 @@ fn run_prepare(args: &PrepareArgs) -> anyhow::Result<ExitCode> {
     let source = Source::named(&args.dataset)?;
     let recipe = recipe(args)?;
     let stop = interruptible()?;
-    let hidden = args.quiet || !std::io::stderr().is_terminal();
-    let bar = if hidden { indicatif::ProgressBar::hidden() } else { indicatif::ProgressBar::new(0) };
-    if let Ok(style) =
-        indicatif::ProgressStyle::with_template("{prefix} {bar:30} {pos}/{len} rows, {per_sec}, {eta} left")
-    {
-        bar.set_style(style);
-    }
-    bar.set_prefix(args.dataset.clone());
+    let bar = bar(&args.dataset, "rows", args.quiet);
     let progress = |p: WriteProgress| {
         bar.set_length(p.rows as u64);
         bar.set_position(p.done as u64);
     };
-    let written = prepare(source, &args.raw, &recipe, &args.out, &progress, &stop)?;
+    let listing = source.list_by(&args.raw, recipe.labels)?;
+    for warning in listing.warnings.iter().filter(|_| !args.quiet) {
+        output::note(&format!("warning: {warning}"));
+    }
+    let written = prepare_listed(source, listing, &recipe, &args.out, &progress, &stop)?;
     bar.finish_and_clear();
     match written {
         Written::Stopped { done } => {
@@ -153,6 +223,101 @@ fn run_prepare(args: &PrepareArgs) -> anyhow::Result<ExitCode> {
         output::print(&stats(&open(&args.out)?)?)?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// A bar on standard error where people look at it.
+fn bar(prefix: &str, what: &str, quiet: bool) -> indicatif::ProgressBar {
+    let hidden = quiet || !std::io::stderr().is_terminal();
+    let bar = if hidden { indicatif::ProgressBar::hidden() } else { indicatif::ProgressBar::new(0) };
+    let template = format!("{{prefix}} {{bar:30}} {{pos}}/{{len}} {what}, {{per_sec}}, {{eta}} left");
+    if let Ok(style) = indicatif::ProgressStyle::with_template(&template) {
+        bar.set_style(style);
+    }
+    bar.set_prefix(prefix.to_owned());
+    bar
+}
+
+fn synth(args: &SynthArgs) -> anyhow::Result<ExitCode> {
+    if args.dataset != "cremad" {
+        return Err(ConfigError::unknown("dataset", &args.dataset, &["cremad"]).into());
+    }
+    let usual = CremadConfig::default();
+    let config = CremadConfig {
+        actors: args.actors.unwrap_or(usual.actors),
+        clips: args.clips.unwrap_or(usual.clips),
+        seed: args.seed.unwrap_or(usual.seed),
+        audio_reliability: args.audio_reliability.unwrap_or(usual.audio_reliability),
+        visual_reliability: args.visual_reliability.unwrap_or(usual.visual_reliability),
+        variation: args.variation.unwrap_or(usual.variation),
+        width: args.width.unwrap_or(usual.width),
+        video: args.video,
+    };
+    let stop = interruptible()?;
+    let bar = bar("cremad (generated)", "clips", args.quiet);
+    let progress = |done: usize, all: usize| {
+        bar.set_length(all as u64);
+        bar.set_position(done as u64);
+    };
+    let generated = cremad(&config, &args.out, &progress, &stop)?;
+    bar.finish_and_clear();
+    match generated {
+        Generated::Stopped { done } => {
+            output::note(&format!("stopped: {done} clips are complete and kept; the same command goes on"));
+            Ok(ExitCode::from(130))
+        }
+        Generated::Done { clips, made } => {
+            output::print(&format!("{}: {clips} generated clips, {made} of them now\n", args.out.display()))?;
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+fn verify_raw(args: &VerifyRawArgs) -> anyhow::Result<ExitCode> {
+    let known = [LabelSource::Intended, LabelSource::Consensus];
+    let named = |name: &String| {
+        let names = known.map(LabelSource::name);
+        known
+            .into_iter()
+            .find(|l| l.name() == name)
+            .ok_or_else(|| ConfigError::unknown("--labels", name, &names))
+    };
+    let labels = args.labels.as_ref().map(named).transpose()?;
+    let report = check(Source::named(&args.dataset)?, &args.raw, labels)?;
+    output::print(&described(&report)?)?;
+    Ok(ExitCode::from(u8::from(!report.faults.is_empty())))
+}
+
+fn described(report: &Report) -> anyhow::Result<String> {
+    let mut text = format!("{} rows\n", report.rows);
+    for held in &report.modalities {
+        let mib = held.bytes as f64 / f64::from(1 << 20);
+        write!(text, "  {:<12} {} rows, {} files, {mib:.1} MiB", held.name, held.rows, held.files)?;
+        for (kind, count) in &held.kinds {
+            write!(text, ", {kind}: {count}")?;
+        }
+        if let Some([low, high]) = held.seconds {
+            write!(text, ", {low:.2} to {high:.2} s")?;
+        }
+        text.push('\n');
+    }
+    writeln!(text, "classes")?;
+    for (name, count) in &report.classes {
+        writeln!(text, "  {name:<12} {count}")?;
+    }
+    for (fold, count) in &report.folds {
+        writeln!(text, "fold {fold}: {count} rows")?;
+    }
+    for (name, count) in &report.lists {
+        writeln!(text, "list {name}: {count} rows")?;
+    }
+    for warning in &report.warnings {
+        writeln!(text, "warning: {warning}")?;
+    }
+    for fault in &report.faults {
+        writeln!(text, "FAULT: {fault}")?;
+    }
+    writeln!(text, "{} faults", report.faults.len())?;
+    Ok(text)
 }
 
 fn recipe(args: &PrepareArgs) -> anyhow::Result<Recipe> {

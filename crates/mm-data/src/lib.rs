@@ -21,6 +21,7 @@ pub mod prepare;
 mod safe_file;
 mod splits;
 mod standardize;
+pub mod synth;
 mod synthetic;
 mod table;
 pub mod video;

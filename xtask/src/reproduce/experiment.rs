@@ -79,6 +79,22 @@ pub(crate) struct Prepare {
     /// The recipe as `mm data prepare --recipe` reads it.
     #[serde(default)]
     pub(crate) recipe: Table,
+    /// What is generated in place of the raw files where no `--data` is given.
+    #[serde(default)]
+    pub(crate) synth: Option<Synth>,
+}
+
+/// A stand-in for raw files.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Synth {
+    /// The title of the table then.
+    pub(crate) title: String,
+    /// The note above it then.
+    pub(crate) note: String,
+    /// The options of `mm data synth` without their dashes.
+    #[serde(default)]
+    pub(crate) set: Table,
 }
 
 /// The data that an experiment needs.
@@ -216,6 +232,21 @@ impl Experiment {
         self.tune.as_ref().map_or(Ok(()), Tune::check)
     }
 
+    /// What is generated where no `--data` is given.
+    pub(crate) fn stand_in(&self) -> Option<&Synth> {
+        self.prepare.as_ref()?.synth.as_ref()
+    }
+
+    /// The experiment on its stand-in: title and note say so, and numbers of others, which are on the real data, go.
+    pub(crate) fn on_stand_in(mut self) -> Self {
+        if let Some(synth) = self.stand_in().cloned() {
+            self.title = synth.title;
+            self.note = synth.note;
+            self.reference.clear();
+        }
+        self
+    }
+
     /// The names of the folds, in order.
     pub(crate) fn fold_names(&self) -> Vec<&str> {
         self.folds.iter().map(|fold| fold.name.as_str()).collect()
@@ -288,5 +319,19 @@ pub(crate) mod tests {
         refused("[\"late-linear\"]", "[\"late-liner\"]", "did you mean `late-linear`?");
         refused("seed = 0\n", "", "`seeded` names `seed`");
         refused("seeds = 2", "seeds = 2\nsede = 1", "unknown field `sede`");
+    }
+
+    #[test]
+    fn a_stand_in_says_what_it_is_and_is_compared_with_nothing() {
+        let synth = "[prepare]\ndataset = \"d\"\nraw = \"{data}/d\"\nsynth = { title = \"Generated\", note = \"Made.\" }\n";
+        let text = SMALL
+            .replace("[[folds]]\n        name = \"fold1\"", &format!("{synth}[[folds]]\nname = \"fold1\""));
+        let real = Experiment::parse("small", &text).expect("valid");
+        assert_eq!((real.title.as_str(), real.reference.len()), ("Small", 1));
+        let made = real.on_stand_in();
+        assert_eq!(
+            (made.title.as_str(), made.note.as_str(), made.reference.len()),
+            ("Generated", "Made.", 0)
+        );
     }
 }

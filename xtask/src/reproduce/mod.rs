@@ -39,12 +39,12 @@ use tuned::Tuned;
 /// Runs every method of an experiment under the same budget and splits, and prints one table.
 ///
 /// The experiments are files in `experiments/`. `synthetic`, the default, makes its data itself; the others read
-/// feature files from `--data`. Runs that are done are kept: the same command again only does what is missing, after
+/// feature files from `--data`; `cremad` generates a stand-in where no `--data` is given. Runs that are done are kept: the same command again only does what is missing, after
 /// an interrupt too. Beside the table, OUT/table.md and OUT/results.json are written; OUT/runs has one folder per run.
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
-    /// synthetic, cremad-perception, ravdess-features, ravdess-audio, mosi or tcga-breast
+    /// synthetic, cremad, cremad-perception, ravdess-features, ravdess-audio, mosi or tcga-breast
     #[arg(default_value = experiment::DEFAULT)]
     pub(crate) experiment: String,
     /// The folder with the data sets [default: ../shared/data beside the workspace, if it exists]
@@ -92,6 +92,7 @@ Examples:
   cargo xtask reproduce mosi --data ~/data                    three modalities, from ~/data/mosi-bclstm
   cargo xtask reproduce ravdess-features --folds fold0,fold3  two of the five folds
   cargo xtask reproduce ravdess-audio --data ~/data           from raw wav files: Conformer and ResNet-18
+  cargo xtask reproduce cremad                                ResNet-18 on sound and faces, on a generated stand-in
   cargo xtask reproduce --fusion film,gated --out film-gated  other fusions, other folder
   cargo xtask reproduce --set optim.lr=0.01 --dry-run         what would be run
 
@@ -124,6 +125,9 @@ fn one(args: &Args) -> Result<ExitCode> {
     let folder = experiments();
     let mut experiment = Experiment::load(&folder, &args.experiment)?;
     experiment.tuned = Tuned::load(&folder, &experiment)?;
+    if args.data.is_none() {
+        experiment = experiment.on_stand_in();
+    }
     let selection = Selection::new(&experiment, args)?;
     let data = match data_folder(&experiment, args.data.as_deref()) {
         Err(_) if args.dry_run => "{data}".to_owned(),
@@ -206,6 +210,9 @@ fn data_folder(experiment: &Experiment, asked: Option<&Path>) -> Result<String> 
     let Some(requires) = &experiment.requires else {
         return Ok(String::new());
     };
+    if asked.is_none() && experiment.stand_in().is_some() {
+        return Ok(String::new()); // it is generated: `pack` says where
+    }
     let usual = root().join("../shared/data");
     let folder = asked.map_or(usual, Path::to_owned);
     let missing = requires.files.iter().find(|file| !folder.join(file).is_file());

@@ -78,7 +78,7 @@ fn folds_differ_in_the_split_and_the_tuned_rate_only() {
 fn unknown_names_are_refused() {
     let bench = Bench::new();
     for (line, says) in [
-        ("cremad", "there is no experiment `cremad`; did you mean `cremad-perception`?"),
+        ("cremad-percep", "there is no experiment `cremad-percep`; did you mean `cremad-perception`?"),
         ("--method mlbb", "did you mean `mlb`?"),
         ("--fusion late", "did you mean `late-linear`?"),
         ("--folds 2", "the experiment synthetic has no folds"),

@@ -8,4 +8,5 @@ mod commands;
 mod disk;
 mod kill;
 mod predict;
+mod raw;
 mod support;

@@ -35,5 +35,6 @@ pub(super) fn list(raw: &Path) -> Result<Listing, DataError> {
         rows,
         columns: BTreeMap::from([("speaker".to_owned(), sheet.numbered("speaker")?.0)]),
         indices: sheet.parts("split")?,
+        warnings: Vec::new(),
     })
 }

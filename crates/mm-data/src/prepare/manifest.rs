@@ -51,7 +51,7 @@ pub(super) fn list(raw: &Path) -> Result<Listing, DataError> {
     let indices =
         if sheet.head.iter().any(|name| name == "split") { sheet.parts("split")? } else { BTreeMap::new() };
     let name = raw.file_name().map_or_else(|| "manifest".to_owned(), |n| n.to_string_lossy().into_owned());
-    Ok(Listing { name, classes, modalities, rows, columns, indices })
+    Ok(Listing { name, classes, modalities, rows, columns, indices, warnings: Vec::new() })
 }
 
 fn kind(cell: &str) -> Option<fn(std::path::PathBuf) -> Raw> {

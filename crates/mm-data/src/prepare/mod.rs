@@ -12,16 +12,22 @@
 //! | data set | folder | modalities |
 //! |---|---|---|
 //! | `ravdess` | speech clips `03-01-EE-II-SS-RR-AA.wav` in any folder below, `df_average_AUs_total.csv` | `audio`, `video` (35 action units of the face, averaged over the clip) |
+//! | `cremad` | `AudioWAV/*.wav`, `Image-01-FPS/<clip>/*.jpg`, `VideoFlash/*.flv` | `audio`, `video` (frames of the face) |
 //! | `avmnist` | `pairs.csv` with `id, digit, speaker, split, wav, png` | `audio`, `image` |
 //! | `manifest` | `manifest.csv` with `id`, `label`, optionally `split` and integer columns, and a column of paths for each modality | those columns |
 
 mod avmnist;
+mod check;
+pub mod cremad;
 mod manifest;
 mod ravdess;
+
+pub use check::{Held, Report, check};
 
 use crate::audio::{FrontEnd, Planned};
 use crate::image::{Filter, Frame};
 use crate::pack::{Element, Plan, PlannedModality, Row, WriteProgress, Written, write};
+use crate::video::VideoConfig;
 use crate::{DataError, npy};
 use mm_core::ConfigError;
 use serde::{Deserialize, Serialize};
@@ -35,6 +41,8 @@ use std::sync::atomic::AtomicBool;
 pub enum Source {
     /// RAVDESS speech with facial action units.
     Ravdess,
+    /// CREMA-D: acted emotions, sound and frames.
+    CremaD,
     /// Spoken and written digits, paired by class.
     AvMnist,
     /// Any set, by a CSV file.
@@ -43,12 +51,13 @@ pub enum Source {
 
 impl Source {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Ravdess, Self::AvMnist, Self::Manifest];
+    pub const ALL: [Self; 4] = [Self::Ravdess, Self::CremaD, Self::AvMnist, Self::Manifest];
 
     /// Its name.
     pub fn name(self) -> &'static str {
         match self {
             Self::Ravdess => "ravdess",
+            Self::CremaD => "cremad",
             Self::AvMnist => "avmnist",
             Self::Manifest => "manifest",
         }
@@ -63,8 +72,17 @@ impl Source {
             .ok_or_else(|| ConfigError::unknown("dataset", name, &names))
     }
 
-    /// What its folder holds. No clip is opened.
+    /// What its folder holds, with the labels that are usual. No clip is opened.
     pub fn list(self, raw: &Path) -> Result<Listing, DataError> {
+        self.list_by(raw, None)
+    }
+
+    /// What its folder holds, with the labels that are asked for. No clip is opened.
+    pub fn list_by(self, raw: &Path, labels: Option<LabelSource>) -> Result<Listing, DataError> {
+        if let (Some(labels), false) = (labels, self == Self::CremaD) {
+            let rule = format!("the data set {} has one kind of labels only; leave it out", self.name());
+            return Err(ConfigError::new("labels", labels.name(), rule).into());
+        }
         let place = raw.display().to_string();
         if !raw.is_dir() {
             return Err(DataError::invalid(
@@ -75,6 +93,7 @@ impl Source {
         }
         match self {
             Self::Ravdess => ravdess::list(raw),
+            Self::CremaD => cremad::list(raw, labels.unwrap_or_default()),
             Self::AvMnist => avmnist::list(raw),
             Self::Manifest => manifest::list(raw),
         }
@@ -96,6 +115,29 @@ pub struct Listing {
     pub columns: BTreeMap<String, Vec<i64>>,
     /// Named lists of rows, whose names end in `_index`.
     pub indices: BTreeMap<String, Vec<usize>>,
+    /// What was left out or is odd, a sentence each.
+    pub warnings: Vec<String>,
+}
+
+/// Whose word for the emotion of a clip counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LabelSource {
+    /// What the actor was asked to show.
+    #[default]
+    Intended,
+    /// What most raters saw and heard.
+    Consensus,
+}
+
+impl LabelSource {
+    /// Its name in a recipe.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Intended => "intended",
+            Self::Consensus => "consensus",
+        }
+    }
 }
 
 /// One row of a data set.
@@ -116,6 +158,10 @@ pub enum Raw {
     Sound(PathBuf),
     /// A file with an image.
     Image(PathBuf),
+    /// Files with the frames of a clip, in their order; at least one.
+    Frames(Vec<PathBuf>),
+    /// A file with a video.
+    Video(PathBuf),
     /// A file with an array, `.npy`.
     Array(PathBuf),
     /// Numbers.
@@ -145,8 +191,31 @@ pub enum Treatment {
         /// 1 for grey, 3 for colour.
         channels: usize,
     },
+    /// The first frames of a clip as bytes, in one size.
+    Frames {
+        /// Height and width; other sizes are resized as Pillow does it (bilinear). Default: that of the first clip.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        size: Option<[usize; 2]>,
+        /// How many frames, from 1 to 1000; a clip that has fewer repeats its last one. Default: 1.
+        #[serde(default = "one")]
+        count: usize,
+        /// 1 for grey, 3 for colour. Default: 3.
+        #[serde(default = "three")]
+        channels: usize,
+        /// In a video, frames from one to the next. Default: as many as in a second, cut to a whole number.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        step: Option<usize>,
+    },
     /// Numbers as they are.
     Vector,
+}
+
+fn one() -> usize {
+    1
+}
+
+fn three() -> usize {
+    3
 }
 
 fn floats() -> Element {
@@ -162,6 +231,7 @@ impl Treatment {
                 let frame = Frame::open(path)?;
                 Self::Image { size: None, channels: frame.channels }
             }
+            Raw::Frames(_) | Raw::Video(_) => Self::Frames { size: None, count: 1, channels: 3, step: None },
             Raw::Array(_) | Raw::Vector(_) | Raw::Missing => Self::Vector,
         })
     }
@@ -176,12 +246,16 @@ pub struct Recipe {
     /// Only these modalities, in this order.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub modalities: Option<Vec<String>>,
+    /// Whose labels; for `cremad` alone. Default: `intended`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub labels: Option<LabelSource>,
 }
 
 /// A treatment with everything computed that does not depend on the clip.
 enum Ready {
     Sound(Planned),
     Image { height: usize, width: usize, channels: usize },
+    Frames { height: usize, width: usize, channels: usize, video: VideoConfig, count: usize },
     Vector,
 }
 
@@ -194,7 +268,19 @@ pub fn prepare(
     progress: &(dyn Fn(WriteProgress) + Sync),
     stop: &AtomicBool,
 ) -> Result<Written, DataError> {
-    let mut listing = source.list(raw)?;
+    let listing = source.list_by(raw, recipe.labels)?;
+    prepare_listed(source, listing, recipe, out, progress, stop)
+}
+
+/// [`prepare`] for a folder that was listed already, with [`Recipe::labels`] of the same recipe.
+pub fn prepare_listed(
+    source: Source,
+    mut listing: Listing,
+    recipe: &Recipe,
+    out: &Path,
+    progress: &(dyn Fn(WriteProgress) + Sync),
+    stop: &AtomicBool,
+) -> Result<Written, DataError> {
     if let Some(wanted) = &recipe.modalities {
         listing = choose(listing, wanted)?;
     }
@@ -209,7 +295,7 @@ pub fn prepare(
     for (m, name) in listing.modalities.iter().enumerate() {
         let Some(first) = listing.rows.iter().map(|row| &row.raw[m]).find(|raw| **raw != Raw::Missing) else {
             let rule = format!("no row has the modality `{name}`");
-            return Err(DataError::invalid(&raw.display().to_string(), rule, "leave it out of `modalities`"));
+            return Err(DataError::invalid(&listing.name, rule, "leave it out of `modalities`"));
         };
         let treatment = match recipe.inputs.get(name) {
             Some(treatment) => treatment.clone(),
@@ -220,12 +306,16 @@ pub fn prepare(
         ready.push(made);
         settings.insert(name.clone(), treatment);
     }
-    let preset = serde_json::to_value(&settings).map_err(|e| {
+    let inputs = serde_json::to_value(&settings).map_err(|e| {
         DataError::invalid("recipe", format!("cannot be written ({e})"), "report this as a fault")
     })?;
+    let mut preset = serde_json::json!({ "dataset": source.name(), "inputs": inputs });
+    if let Some(labels) = recipe.labels {
+        preset["labels"] = labels.name().into();
+    }
     let plan = Plan {
         name: listing.name.clone(),
-        preset: serde_json::json!({ "dataset": source.name(), "inputs": preset }),
+        preset,
         modalities: planned,
         classes: listing.classes.clone(),
         ids: listing.rows.iter().map(|row| row.id.clone()).collect(),
@@ -292,10 +382,7 @@ fn plan(name: &str, first: &Raw, treatment: &Treatment) -> Result<(PlannedModali
             (modality(dims, ragged, *element), Ready::Sound(planned))
         }
         (Treatment::Image { size, channels }, Raw::Image(path)) => {
-            if ![1, 3].contains(channels) {
-                let rule = "must be 1 (grey) or 3 (colour)";
-                return Err(ConfigError::new(format!("inputs.{name}.channels"), channels, rule).into());
-            }
+            check_channels(name, *channels)?;
             let [height, width] = if let Some(size) = size {
                 *size
             } else {
@@ -308,6 +395,23 @@ fn plan(name: &str, first: &Raw, treatment: &Treatment) -> Result<(PlannedModali
                 Ready::Image { height, width, channels: *channels },
             )
         }
+        (Treatment::Frames { size, count, channels, step }, Raw::Frames(_) | Raw::Video(_)) => {
+            check_channels(name, *channels)?;
+            if !(1..=1000).contains(count) {
+                let rule = "must be an integer in [1, 1000]";
+                return Err(ConfigError::new(format!("inputs.{name}.count"), count, rule).into());
+            }
+            let mut video = VideoConfig { step: *step, count: Some(1), ..VideoConfig::default() };
+            video.check().map_err(|e| e.within(&format!("inputs.{name}")))?;
+            let [height, width] = match size {
+                Some(size) => *size,
+                None => clip_frames(first, &video)?.first().map_or([0, 0], |f| [f.height, f.width]),
+            };
+            video.count = Some(*count);
+            let modality = modality(vec![*count, height, width, *channels], false, Element::U8);
+            let ready = Ready::Frames { height, width, channels: *channels, video, count: *count };
+            (PlannedModality { frames: true, ..modality }, ready)
+        }
         (Treatment::Vector, Raw::Vector(values)) => {
             (modality(vec![values.len()], false, Element::F32), Ready::Vector)
         }
@@ -317,8 +421,36 @@ fn plan(name: &str, first: &Raw, treatment: &Treatment) -> Result<(PlannedModali
         }
         (Treatment::Sound { .. }, _) => return Err(unfit("files with sound").into()),
         (Treatment::Image { .. }, _) => return Err(unfit("files with images").into()),
+        (Treatment::Frames { .. }, _) => return Err(unfit("clips of frames").into()),
         (Treatment::Vector, _) => return Err(unfit("numbers").into()),
     })
+}
+
+fn check_channels(name: &str, channels: usize) -> Result<(), ConfigError> {
+    if [1, 3].contains(&channels) {
+        return Ok(());
+    }
+    Err(ConfigError::new(format!("inputs.{name}.channels"), channels, "must be 1 (grey) or 3 (colour)"))
+}
+
+/// The first frames of a clip, at most as many as the settings say.
+fn clip_frames(raw: &Raw, video: &VideoConfig) -> Result<Vec<Frame>, DataError> {
+    match raw {
+        Raw::Frames(paths) => {
+            paths.iter().take(video.count.unwrap_or(usize::MAX)).map(|path| Frame::open(path)).collect()
+        }
+        Raw::Video(path) => video.program()?.clip(path, video),
+        _ => Ok(Vec::new()),
+    }
+}
+
+/// The pixels of a frame in one size.
+fn fitted(frame: Frame, height: usize, width: usize, channels: usize) -> Result<Vec<u8>, DataError> {
+    let frame = if channels == 1 { frame.into_grey() } else { frame.into_rgb() };
+    if (frame.height, frame.width) == (height, width) {
+        return Ok(frame.pixels);
+    }
+    Ok(frame.resize(height, width, Filter::Bilinear)?.pixels)
 }
 
 /// The values of one row of one modality.
@@ -327,14 +459,19 @@ fn treat(id: &str, raw: &Raw, ready: &Ready) -> Result<Option<Row>, DataError> {
         (Raw::Missing, _) => return Ok(None),
         (Raw::Sound(path), Ready::Sound(planned)) => Row::Floats(planned.open(path)?.values),
         (Raw::Image(path), Ready::Image { height, width, channels }) => {
-            let frame = Frame::open(path)?;
-            let frame = if *channels == 1 { frame.into_grey() } else { frame.into_rgb() };
-            let frame = if (frame.height, frame.width) == (*height, *width) {
-                frame
-            } else {
-                frame.resize(*height, *width, Filter::Bilinear)?
-            };
-            Row::Bytes(frame.pixels)
+            Row::Bytes(fitted(Frame::open(path)?, *height, *width, *channels)?)
+        }
+        (Raw::Frames(_) | Raw::Video(_), Ready::Frames { height, width, channels, video, count }) => {
+            let mut pixels = Vec::with_capacity(count * height * width * channels);
+            for frame in clip_frames(raw, video)? {
+                pixels.extend(fitted(frame, *height, *width, *channels)?);
+            }
+            let size = height * width * channels;
+            // A clip that is shorter than the others shows its last frame for the rest of the time.
+            while pixels.len() >= size && pixels.len() < count * size {
+                pixels.extend_from_within(pixels.len() - size..);
+            }
+            Row::Bytes(pixels)
         }
         (Raw::Vector(values), Ready::Vector) => Row::Floats(values.clone()),
         (Raw::Array(path), Ready::Vector) => Row::Floats(npy::read(path)?.values.into_f32()),

@@ -25,12 +25,12 @@ pub(super) fn list(raw: &Path) -> Result<Listing, DataError> {
     let mut files = Vec::new();
     walk(raw, 3, &mut files)?;
     files.sort();
-    let Some(units) = files.iter().find(|f| f.file_name().is_some_and(|n| n == UNITS)) else {
+    let Some(table) = files.iter().find(|f| f.file_name().is_some_and(|n| n == UNITS)) else {
         let rule = format!("there is no {UNITS} below it");
         let remedy = "fetch it from github.com/cristinalunaj/MMEmotionRecognition";
         return Err(DataError::invalid(&place, rule, remedy));
     };
-    let units = action_units(units)?;
+    let units = action_units(table)?;
     let mut rows = Vec::new();
     let mut columns: BTreeMap<String, Vec<i64>> = BTreeMap::new();
     for path in files.into_iter().filter(|f| f.extension().is_some_and(|e| e.eq_ignore_ascii_case("wav"))) {
@@ -65,6 +65,7 @@ pub(super) fn list(raw: &Path) -> Result<Listing, DataError> {
         rows,
         columns,
         indices: BTreeMap::new(),
+        warnings: Vec::new(),
     })
 }
 

@@ -46,7 +46,9 @@ fn pack(dir: &Path) {
         Ok(Some(match m {
             0 => {
                 let places = 5 + draws.below(5);
-                let value = |i: usize| if i.is_multiple_of(4) { sign * (i / 4) as f32 } else { draws.normal() as f32 };
+                let value = |i: usize| {
+                    if i.is_multiple_of(4) { sign * (i / 4) as f32 } else { draws.normal() as f32 }
+                };
                 Row::Floats((0..4 * places).map(value).collect())
             }
             _ if row % 10 == 9 => return Ok(None),
