@@ -99,7 +99,7 @@ fn plain(case: &Case) -> Result<Tensor> {
     cross_entropy(&case.fused, &case.batch.labels, None)
 }
 
-const LOSSES: [(&str, Loss); 14] = [
+const LOSSES: [(&str, Loss); 15] = [
     ("multi-loss", |c| Ok(unimodal::losses_and_scores(&c.heads(), &c.batch)?.0)),
     ("sum-ce", |c| {
         let probabilities = sum_ce::probabilities(&c.heads(), &c.batch)?;

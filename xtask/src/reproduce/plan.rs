@@ -401,7 +401,7 @@ pub(crate) mod tests {
         let experiment = Experiment::parse("small", SMALL).expect("valid");
         let says = |line: &str| Selection::new(&experiment, &args(line)).expect_err(line).to_string();
         assert!(says("--method mlbb").contains("did you mean `mlb`?"));
-        assert!(says("--method mlbb").ends_with("multimodal-loss, all"));
+        assert!(says("--method mlbb").ends_with("valuation, all"));
         assert!(says("--fusion flim").contains("did you mean `film`?"));
         assert!(says("--folds 3").contains("1 to 2"));
         assert!(says("--folds fold3").contains("allowed: fold1, fold2"));
