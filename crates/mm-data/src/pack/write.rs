@@ -59,7 +59,7 @@ pub enum Row {
     Bytes(Vec<u8>),
 }
 
-/// How far [`write`] has come.
+/// How far [`write()`] has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WriteProgress {
     /// Rows done, those of an earlier call counted in.
@@ -68,7 +68,7 @@ pub struct WriteProgress {
     pub rows: usize,
 }
 
-/// How [`write`] ended.
+/// How [`write()`] ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Written {
     /// The pack is complete.
