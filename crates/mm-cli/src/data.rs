@@ -339,7 +339,7 @@ fn recipe(args: &PrepareArgs) -> anyhow::Result<Recipe> {
 
 /// A pack as it lies there, nothing normalised.
 pub(crate) fn open(path: &std::path::Path) -> anyhow::Result<Dataset> {
-    Ok(Pack::open(path)?.dataset(&PackedConfig { standardize: false, ..PackedConfig::new(path) })?)
+    Ok(Pack::open(path)?.dataset(&PackedConfig::new(path))?)
 }
 
 fn stats(data: &Dataset) -> anyhow::Result<String> {

@@ -2,14 +2,15 @@
 //!
 //! Large pretrained encoders cost hours where they are trained with the rest and seconds where their features are kept:
 //! [`encode`] writes them as a feature file (`data.kind = "features"`), with labels, columns and index lists of the pack, and
-//! with its other modalities where those are vectors.
+//! with its other modalities where those are vectors. An encoder of a run of ours gets its inputs standardised as in that run.
 
 use crate::error::TrainError;
+use crate::predict::trained_statistics;
 use crate::record::write_atomic;
 use candle_core::{DType, Device};
 use mm_core::model::{pooled, to_host};
 use mm_core::{ConfigError, Encoder, Modal, Modalities, Modality, Mode, ParamStore};
-use mm_data::{Dataset, unlabelled_batch};
+use mm_data::{Dataset, Standardizer, unlabelled_batch};
 use mm_encoders::weights::Source;
 use mm_encoders::{EncoderConfig, PretrainedConfig};
 use safetensors::tensor::{Dtype, TensorView};
@@ -74,7 +75,13 @@ pub fn encode(
             Some(weights.load(&encoding.encoder, &params, "encoder")?.1)
         }
     };
-    let Some((features, dim)) = features(data, m, encoder.as_ref(), encoding, progress, stop)? else {
+    let mut own = data.select_modalities(std::slice::from_ref(&encoding.modality))?;
+    if let Some((dir, trained)) = encoding.weights.as_ref().and_then(run_folder)
+        && let Some(tensors) = trained_statistics(dir, trained, &encoding.modality)?
+    {
+        Standardizer::from_tensors(&own.modalities, &tensors)?.apply(&mut own)?;
+    }
+    let Some((features, dim)) = features(&own, encoder.as_ref(), encoding, progress, stop)? else {
         return Ok(None);
     };
     let rows = data.rows();
@@ -109,24 +116,28 @@ pub fn encode(
     Ok(Some(Encoded { rows, dim, source, copied, left_out }))
 }
 
-/// The features of every row, zeros where the modality is missing, and their width.
+/// The folder of weights that are a model of ours, and the modality whose encoder is taken: its inputs are standardised as
+/// they were in training.
+fn run_folder(weights: &PretrainedConfig) -> Option<(&Path, &str)> {
+    let modality = weights.prefix.as_deref()?.strip_prefix("encoder.")?;
+    Some((weights.path.as_deref().filter(|path| path.is_dir())?, modality))
+}
+
+/// The features of every row of a data set with one modality, zeros where the modality is missing, and their width.
 fn features(
     data: &Dataset,
-    m: Modality,
     encoder: &dyn Encoder,
     encoding: &Encoding,
     progress: &dyn Fn(usize),
     stop: &AtomicBool,
 ) -> Result<Option<(Vec<f32>, usize)>, TrainError> {
-    let names = Modalities::new([encoding.modality.clone()])?;
-    let only = Modal::new(vec![data.inputs[m].clone()]);
     let mut values = Vec::with_capacity(data.rows() * encoder.dim());
     for start in (0..data.rows()).step_by(encoding.batch_size) {
         if stop.load(Ordering::Relaxed) {
             return Ok(None);
         }
         let rows: Vec<usize> = (start..(start + encoding.batch_size).min(data.rows())).collect();
-        let batch = unlabelled_batch(&names, &only, &rows, DType::F32, &encoding.device)?;
+        let batch = unlabelled_batch(&data.modalities, &data.inputs, &rows, DType::F32, &encoding.device)?;
         let x = &batch.inputs.values()[0];
         let h = match &batch.lengths.values()[0] {
             Some(lengths) => encoder.forward_padded(x, lengths, Mode::Eval)?,

@@ -49,6 +49,29 @@ struct Statistics {
     std: Vec<f64>,
 }
 
+/// Mean and deviation by which the inputs of a modality were standardised for the model in a folder, under the names of
+/// [`Standardizer::from_tensors`] for the modality `name`; `None` where they were not, or the folder is none of ours.
+pub(crate) fn trained_statistics(
+    dir: &Path,
+    modality: &str,
+    name: &str,
+) -> Result<Option<BTreeMap<String, Tensor>>, TrainError> {
+    let path = dir.join("preprocessor_config.json");
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let all: serde_json::Value = read_json(&path)?;
+    let Some(own) = all.get("standardize").and_then(|all| all.get(modality)) else { return Ok(None) };
+    let own: Statistics = serde_json::from_value(own.clone())
+        .map_err(|e| TrainError::run(&path, format!("is damaged ({e}); restore it")))?;
+    let mut tensors = BTreeMap::new();
+    for (kind, values) in [("mean", &own.mean), ("std", &own.std)] {
+        let tensor = Tensor::from_slice(values, values.len(), &candle_core::Device::Cpu)?;
+        tensors.insert(format!("{kind}_{name}"), tensor);
+    }
+    Ok(Some(tensors))
+}
+
 /// Writes a model folder.
 pub(crate) fn export(
     dir: &Path,

@@ -1,7 +1,7 @@
 //! Training on packs: rows of any shape and length, encoders by kind, weights to begin with, features made once.
 
 use crate::support::{ONE_STEP, START, assert_same, done, essence, go, lines, parse};
-use mm_core::StepRng;
+use mm_core::{Multimodal as _, StepRng};
 use mm_data::pack::{Element, Plan, PlannedModality, Row, write};
 use mm_data::{DataConfig, PackedConfig};
 use mm_encoders::PretrainedConfig;
@@ -216,6 +216,26 @@ fn features_made_once_are_those_that_the_encoder_gives() {
         file["x_sound"].flatten_all().unwrap().to_vec1::<f32>().unwrap()
     };
     for (a, b) in read("features.safetensors").iter().zip(read("alone.safetensors")) {
+        assert!((a - b).abs() < 1e-5, "{a} {b}");
+    }
+    // Of a run with standardised inputs: what its own encoder makes of its own data.
+    let run = config(&place("pack"), &["train.epochs=1", "data.inputs={}"]);
+    done(&run, &place("standardised"), START);
+    let path = Some(place("standardised").join("model"));
+    let weights =
+        PretrainedConfig { path, prefix: Some("encoder.sound".into()), ..PretrainedConfig::default() };
+    let (raw, _) = DataConfig::Packed(PackedConfig::new(place("pack"))).load(0).unwrap();
+    let encoding = Encoding { weights: Some(weights), ..encoding };
+    encode(&raw, &encoding, &place("standardised.safetensors"), &|_| {}, &stop).unwrap();
+    let predictor = Predictor::open(&place("standardised")).unwrap();
+    let prepared = run.data.prepare(run.seed).unwrap();
+    let loader = mm_data::Loader::new(&prepared.dataset, (0..ROWS).collect(), ROWS).unwrap();
+    let all: Vec<usize> = (0..ROWS).collect();
+    let batch = loader.batch(&all, candle_core::DType::F32, &candle_core::Device::Cpu).unwrap();
+    let sound = prepared.dataset.modalities.find("sound").unwrap();
+    let own = predictor.built().model.encode(sound, &batch, mm_core::Mode::Eval).unwrap();
+    let own = own.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    for (a, b) in own.iter().zip(read("standardised.safetensors")) {
         assert!((a - b).abs() < 1e-5, "{a} {b}");
     }
     // The file is a feature set with the pack's parts.
