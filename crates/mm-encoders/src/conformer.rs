@@ -84,8 +84,8 @@ pub use wav2vec2::from_wav2vec2_conformer;
 use crate::mask::{Mask, Places};
 use attention::Attention;
 use candle_core::{DType, Device, Result, Tensor, bail};
-use mm_core::{ConfigError, Encoder, Mode, Scope};
-use mm_kernels::dropout;
+use mm_core::{ConfigError, Encoder, Mode, Scope, StepRng};
+use mm_kernels::{dropout, residual};
 use parts::{Affine, Convolution, FeedForward, Scaled};
 use serde::{Deserialize, Serialize};
 use std::sync::{Mutex, PoisonError};
@@ -428,12 +428,13 @@ impl ConformerLayer {
     }
 
     fn run(&self, x: &Tensor, table: &Tensor, places: Option<&Places>, mode: Mode) -> Result<Tensor> {
-        let x = (x + self.first.forward(x, mode.stream("ff1"))? * 0.5)?;
+        let x = self.first.forward(x, mode.stream("ff1"))?;
         let keys = places.map(|places| &places.keys);
         let attended = self.attention.forward(&x, table, keys, mode)?;
-        let x = (&x + drop(&attended, self.attention_dropout, mode, "attention")?)?;
-        let x = (&x + drop(&self.conv.forward(&x, places, mode)?, self.conv_dropout, mode, "conv")?)?;
-        let x = (&x + self.last.forward(&x, mode.stream("ff2"))? * 0.5)?;
+        let x = residual(&x, &attended, 1.0, key(self.attention_dropout, mode, "attention"))?;
+        let mixed = self.conv.forward(&x, places, mode)?;
+        let x = residual(&x, &mixed, 1.0, key(self.conv_dropout, mode, "conv"))?;
+        let x = self.last.forward(&x, mode.stream("ff2"))?;
         self.norm.layer_norm(&x)
     }
 }
@@ -442,5 +443,13 @@ fn drop(x: &Tensor, p: f64, mode: Mode, place: &str) -> Result<Tensor> {
     match mode.stream(place) {
         Mode::Train(rng) => dropout(x, p, rng),
         Mode::Eval => Ok(x.clone()),
+    }
+}
+
+/// The probability and the key of a dropout in training.
+fn key(p: f64, mode: Mode, place: &str) -> Option<(f64, StepRng)> {
+    match mode.stream(place) {
+        Mode::Train(rng) => Some((p, rng)),
+        Mode::Eval => None,
     }
 }

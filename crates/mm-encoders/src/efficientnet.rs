@@ -64,7 +64,10 @@ use crate::resnet::{Precision, is_norm, is_number};
 use candle_core::{Result, Shape, Tensor, Var, bail};
 use mm_core::{ConfigError, Encoder, Init, Mode, Scope, StepRng};
 use mm_kernels::batch_norm::{batch_norm_train, update_running};
-use mm_kernels::{Conv2dConfig, adaptive_avg_pool2d_nhwc, conv2d_nhwc, dropout, sigmoid, silu};
+use mm_kernels::{
+    Conv2dConfig, Gate, adaptive_avg_pool2d_nhwc, conv2d_nhwc, conv2d_nhwc_then, dropout, residual,
+    scale_channels, scale_rows, sigmoid, silu,
+};
 use serde::{Deserialize, Serialize};
 
 const MOMENTUM: f64 = 0.1;
@@ -95,10 +98,7 @@ pub enum EfficientNetVariant {
 
 impl EfficientNetVariant {
     fn eps(self) -> f64 {
-        match self {
-            Self::Tf => 1e-3,
-            Self::Torchvision => 1e-5,
-        }
+        if self == Self::Tf { 1e-3 } else { 1e-5 }
     }
 
     /// Zeros before and after an axis of `size`.
@@ -248,11 +248,11 @@ impl EfficientNet {
         let pass = Pass { train: mode.is_train(), config: &self.config };
         // Channels last from here on: the layout in which the kernels work.
         let images = images.permute((0, 2, 3, 1))?.contiguous()?;
-        let mut a = silu(&self.stem.forward(&images, &pass)?)?;
+        let mut a = self.stem.forward(&images, &pass, Gate::Silu)?;
         for (b, block) in self.blocks.iter().enumerate() {
             a = block.forward(&a, &pass, mode.stream(&b.to_string()))?;
         }
-        let a = silu(&self.head.forward(&a, &pass)?)?;
+        let a = self.head.forward(&a, &pass, Gate::Silu)?;
         adaptive_avg_pool2d_nhwc(&a, (1, 1))?.flatten_from(1)
     }
 }
@@ -310,7 +310,7 @@ impl Layer {
         Ok(Self { weight, scale, shift, mean, var, side, stride, groups })
     }
 
-    fn forward(&self, x: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
+    fn forward(&self, x: &Tensor, pass: &Pass<'_>, gate: Gate) -> Result<Tensor> {
         let (_, height, width, _) = x.dims4()?;
         let padding = |size| pass.config.variant.padding(size, self.side, self.stride);
         let ((top, bottom), (left, right)) = (padding(height), padding(width));
@@ -331,13 +331,13 @@ impl Layer {
             let out = batch_norm_train(&rows, Some(&self.scale), Some(&self.shift), eps)?;
             update_running(&self.mean, &out.mean, MOMENTUM)?;
             update_running(&self.var, &out.var_unbiased, MOMENTUM)?;
-            return out.y.reshape(y.shape());
+            return gate.apply(&out.y.reshape(y.shape())?);
         }
         // With fixed statistics the normalisation is one more factor of the kernel, and a bias.
         let factor = (&self.scale / (self.var.as_detached_tensor() + eps)?.sqrt()?)?;
         let bias = (&self.shift - (self.mean.as_detached_tensor() * &factor)?)?;
-        let weight = weight.broadcast_mul(&factor.reshape(((), 1, 1, 1))?)?;
-        conv2d_nhwc(x, &weight, Some(&bias), &config)
+        let weight = scale_rows(&weight, &factor)?;
+        conv2d_nhwc_then(x, &weight, Some(&bias), &config, gate)
     }
 }
 
@@ -369,7 +369,7 @@ impl Squeeze {
             conv2d_nhwc(x, weight, Some(bias), &Conv2dConfig::default())
         };
         let inside = silu(&pointwise(&adaptive_avg_pool2d_nhwc(x, (1, 1))?, &self.reduce)?)?;
-        x.broadcast_mul(&sigmoid(&pointwise(&inside, &self.expand)?)?)
+        scale_channels(x, &sigmoid(&pointwise(&inside, &self.expand)?)?)
     }
 }
 
@@ -405,17 +405,17 @@ impl Block {
     fn forward(&self, x: &Tensor, pass: &Pass<'_>, mode: Mode) -> Result<Tensor> {
         let mut y = x.clone();
         if let Some(expand) = &self.expand {
-            y = silu(&expand.forward(&y, pass)?)?;
+            y = expand.forward(&y, pass, Gate::Silu)?;
         }
-        y = silu(&self.depthwise.forward(&y, pass)?)?;
-        y = self.project.forward(&self.squeeze.forward(&y)?, pass)?;
+        y = self.depthwise.forward(&y, pass, Gate::Silu)?;
+        y = self.project.forward(&self.squeeze.forward(&y)?, pass, Gate::None)?;
         if !self.residual {
             return Ok(y);
         }
         if let Mode::Train(rng) = mode {
             y = drop_images(&y, self.drop, rng)?;
         }
-        x + y
+        residual(x, &y, 1.0, None)
     }
 }
 

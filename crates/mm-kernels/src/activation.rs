@@ -8,7 +8,7 @@
 use crate::host::{View, by_dtype, slice};
 use crate::parallel::pieces;
 use crate::simd::Isa;
-use crate::vmath::{Map, Math, each, map};
+use crate::vmath::{Map, Mapped, Math, each, in_place, map};
 use candle_core::backend::BackendStorage;
 use candle_core::shape::Dim;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, WithDType, bail};
@@ -75,8 +75,56 @@ pub fn glu<D: Dim>(x: &Tensor, dim: D) -> Result<Tensor> {
     x.contiguous()?.apply_op1(Glu { dim })
 }
 
+/// An activation by its name, for operations that take one with them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Gate {
+    /// The number itself.
+    None,
+    /// [`gelu`].
+    Gelu,
+    /// [`silu`].
+    Silu,
+}
+
+impl Gate {
+    /// The activation as an operation of its own.
+    pub fn apply(self, x: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::None => Ok(x.clone()),
+            Self::Gelu => gelu(x),
+            Self::Silu => silu(x),
+        }
+    }
+
+    /// The activation of every number in its place, on this thread.
+    pub(crate) fn in_place<T: Mapped>(self, isa: Isa, y: &mut [T]) {
+        match self {
+            Self::None => {}
+            Self::Gelu => in_place(isa, y, &Value::<Gelu>::default()),
+            Self::Silu => in_place(isa, y, &Value::<Silu>::default()),
+        }
+    }
+}
+
+/// The value of an activation.
+pub(crate) struct Value<A>(PhantomData<A>);
+
+impl<A> Default for Value<A> {
+    fn default() -> Self {
+        Self(PhantomData)
+    }
+}
+
+impl<T, A: Activation> Map<T, 1> for Value<A> {
+    #[inline(always)]
+    unsafe fn call<V: Math<T>>(&self, [x]: [V; 1]) -> V {
+        // SAFETY: passed on.
+        unsafe { A::value(x) }
+    }
+}
+
 /// One activation: its value, and its gradient `pull` from the argument, the result and the incoming gradient.
-trait Activation: Send + Sync + 'static {
+pub(crate) trait Activation: Send + Sync + 'static {
     const NAME: &'static str;
     /// # Safety
     /// The instruction set of V is there.
@@ -152,6 +200,22 @@ unsafe fn logistic<T, V: Math<T>>(x: V) -> V {
 
 // SAFETY of all functions of vectors below: the caller's promise about the instruction set is passed on.
 
+pub(crate) struct Identity;
+impl Activation for Identity {
+    const NAME: &'static str = "identity";
+    #[inline(always)]
+    unsafe fn value<T, V: Math<T>>(x: V) -> V {
+        x
+    }
+    #[inline(always)]
+    unsafe fn pull<T, V: Math<T>>(_x: V, _y: V, grad: V) -> V {
+        grad
+    }
+    fn composed(x: &Tensor) -> Result<Tensor> {
+        Ok(x.clone())
+    }
+}
+
 struct Relu;
 impl Activation for Relu {
     const NAME: &'static str = "relu";
@@ -169,7 +233,7 @@ impl Activation for Relu {
     }
 }
 
-struct Gelu;
+pub(crate) struct Gelu;
 impl Activation for Gelu {
     const NAME: &'static str = "gelu";
     #[inline(always)]
@@ -218,7 +282,7 @@ impl Activation for GeluTanh {
     }
 }
 
-struct Silu;
+pub(crate) struct Silu;
 impl Activation for Silu {
     const NAME: &'static str = "silu";
     #[inline(always)]

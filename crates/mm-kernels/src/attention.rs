@@ -1,5 +1,8 @@
 //! Multi-head scaled dot-product attention, plain or with relative positions.
 
+mod fused;
+mod matrix;
+
 use crate::host::{Real, View, by_dtype, slice};
 use crate::parallel::pieces;
 use crate::softmax::softmax_last;
@@ -24,6 +27,9 @@ use candle_core::{CpuStorage, CustomOp2, D, DType, Layout, Result, Shape, Tensor
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>, heads: usize) -> Result<Tensor> {
     const NAME: &str = "attention";
     let width = check(NAME, q, k, v, heads)?;
+    if is_fused(q, k, mask) {
+        return fused::attend(NAME, [q, k, v], None, mask, heads);
+    }
     let scaled = (q * (heads as f64 / width as f64).sqrt())?;
     let scores = split(&scaled, heads)?.matmul(&split(k, heads)?.t()?)?;
     weigh(NAME, &scores, &split(v, heads)?, mask)
@@ -94,12 +100,20 @@ pub fn attention_relative(
     if length == 0 {
         return q.zeros_like();
     }
+    if is_fused(q, k, mask) {
+        return fused::attend(NAME, [q, k, v], Some(positions), mask, heads);
+    }
     let scale = (heads as f64 / width as f64).sqrt();
     let biased = |bias: &Tensor| split(&(q.broadcast_add(&bias.reshape(width)?)? * scale)?, heads);
     let content = biased(content_bias)?.matmul(&split(k, heads)?.t()?)?;
     let table = split(&table.unsqueeze(0)?, heads)?.t()?;
     let position = biased(position_bias)?.broadcast_matmul(&table)?;
     weigh(NAME, &add_shifted(&content, &position)?, &split(v, heads)?, mask)
+}
+
+/// Whether the kernel of the CPU applies, which has no gradient for a mask.
+fn is_fused(q: &Tensor, k: &Tensor, mask: Option<&Tensor>) -> bool {
+    q.device().is_cpu() && q.elem_count() * k.elem_count() > 0 && mask.is_none_or(|mask| !mask.track_op())
 }
 
 /// The width D, once the shapes fit.

@@ -1,6 +1,9 @@
 //! Batch normalisation per channel, with the statistics of the batch (training) or given ones (evaluation).
+#![allow(unsafe_code)] // results are written into room that holds nothing yet
 
-use crate::host::{Real, View, add_rows, by_dtype, slice, slice_mut, sum_of, sum_pairs};
+use crate::host::{ROWS, Real, View, by_dtype, column_sums, slice, slice_mut, sum_of, sum_pairs, together};
+use crate::parallel::{filled, parts};
+use crate::simd::{Isa, on};
 use candle_core::backend::BackendStorage;
 use candle_core::{
     CpuStorage, CustomOp3, DType, Device, InplaceOp2, Layout, Result, Shape, Tensor, Var, WithDType, bail,
@@ -224,19 +227,34 @@ impl BatchNorm {
     ) -> (Vec<T>, Vec<T>, Vec<T>) {
         let channels = w.len();
         let (mean, scale) = (cast::<T>(&self.mean), cast::<T>(&self.scale));
-        let n = per_channel(x, x, space, [&mean, &scale], |x, _, [mean, scale]| (x - mean) * scale);
         let (mut dw, mut db) = (vec![T::zero(); channels], vec![T::zero(); channels]);
         if space == 1 {
-            add_rows(g, &mut db);
-            for (g, n) in g.chunks_exact(channels.max(1)).zip(n.chunks_exact(channels.max(1))) {
-                for ((dw, &g), &n) in dw.iter_mut().zip(g).zip(n) {
-                    *dw += g * n;
-                }
-            }
+            let isa = Isa::detect();
+            let sums = parts(x, ROWS * channels, |k, x| {
+                let g = &g[k * ROWS * channels..];
+                let mut sums = vec![T::zero(); 2 * channels];
+                let (dw, db) = sums.split_at_mut(channels);
+                on(isa, || {
+                    for (x, g) in x.chunks_exact(channels).zip(g.chunks_exact(channels)) {
+                        let constants = mean.iter().zip(&scale);
+                        let sums = dw.iter_mut().zip(db.iter_mut());
+                        for ((&x, &g), ((&mean, &scale), (dw, db))) in
+                            x.iter().zip(g).zip(constants.zip(sums))
+                        {
+                            *dw += g * ((x - mean) * scale);
+                            *db += g;
+                        }
+                    }
+                });
+                sums
+            });
+            dw = together(sums, 2 * channels);
+            db = dw.split_off(channels);
         } else {
-            for (i, (g, n)) in g.chunks_exact(space.max(1)).zip(n.chunks_exact(space.max(1))).enumerate() {
+            for (i, (g, x)) in g.chunks_exact(space.max(1)).zip(x.chunks_exact(space.max(1))).enumerate() {
+                let (mean, scale) = (mean[i % channels], scale[i % channels]);
                 db[i % channels] += sum_of(g, |g| g);
-                dw[i % channels] += sum_pairs(g, n, |g, n| g * n);
+                dw[i % channels] += sum_pairs(g, x, |g, x| g * ((x - mean) * scale));
             }
         }
         if !with_dx {
@@ -247,8 +265,9 @@ impl BatchNorm {
             let count = T::from_f64(x.len() as f64 / channels as f64);
             let mean_g: Vec<T> = db.iter().map(|&db| db / count).collect();
             let mean_gn: Vec<T> = dw.iter().map(|&dw| dw / count).collect();
-            per_channel(g, &n, space, [&factor, &mean_g, &mean_gn], |g, n, [factor, mean_g, mean_gn]| {
-                factor * (g - mean_g - n * mean_gn)
+            let constants = [&factor[..], &mean_g, &mean_gn, &mean, &scale];
+            per_channel(g, x, space, constants, |g, x, [factor, mean_g, mean_gn, mean, scale]| {
+                factor * (g - mean_g - (x - mean) * scale * mean_gn)
             })
         } else {
             per_channel(g, g, space, [&factor], |g, _, [factor]| factor * g)
@@ -267,28 +286,37 @@ fn cast<T: Real>(values: &[f64]) -> Vec<T> {
 }
 
 /// f(x, y, the channel's constants) for each pair of values in memory order.
-#[inline]
 fn per_channel<T: Real, const K: usize>(
     x: &[T],
     y: &[T],
     space: usize,
     constants: [&[T]; K],
-    f: impl Fn(T, T, [T; K]) -> T,
+    f: impl Fn(T, T, [T; K]) -> T + Sync,
 ) -> Vec<T> {
-    let channels = constants[0].len();
-    let mut out = Vec::with_capacity(x.len());
+    let (isa, channels) = (Isa::detect(), constants[0].len());
     if space == 1 {
-        // Slices of one known length: the compiler drops the bounds checks and vectorises.
-        let constants = constants.map(|values| &values[..channels]);
-        for (x, y) in x.chunks_exact(channels.max(1)).zip(y.chunks_exact(channels.max(1))) {
-            let (x, y) = (&x[..channels], &y[..channels]);
-            out.extend((0..channels).map(|c| f(x[c], y[c], constants.map(|values| values[c]))));
-        }
-    } else {
-        for (i, (x, y)) in x.chunks_exact(space.max(1)).zip(y.chunks_exact(space.max(1))).enumerate() {
-            let constants = constants.map(|values| values[i % channels]);
-            out.extend(x.iter().zip(y).map(|(&x, &y)| f(x, y, constants)));
-        }
+        let size = ROWS * channels;
+        // SAFETY: x and y are whole rows of channels, so each number of a piece has its own of them.
+        return unsafe {
+            filled(x.len(), size, x.len(), |k, out| {
+                let rows = x[k * size..].chunks_exact(channels).zip(y[k * size..].chunks_exact(channels));
+                on(isa, || {
+                    // Slices of one known length: the compiler drops the bounds checks and vectorises.
+                    let constants = constants.map(|values| &values[..channels]);
+                    for ((x, y), out) in rows.zip(out.chunks_exact_mut(channels)) {
+                        let (x, y, out) = (&x[..channels], &y[..channels], &mut out[..channels]);
+                        for c in 0..channels {
+                            out[c].write(f(x[c], y[c], constants.map(|values| values[c])));
+                        }
+                    }
+                });
+            })
+        };
+    }
+    let mut out = Vec::with_capacity(x.len());
+    for (i, (x, y)) in x.chunks_exact(space.max(1)).zip(y.chunks_exact(space.max(1))).enumerate() {
+        let constants = constants.map(|values| values[i % channels]);
+        out.extend(x.iter().zip(y).map(|(&x, &y)| f(x, y, constants)));
     }
     out
 }
@@ -299,18 +327,26 @@ fn stats<T: Real>(x: &[T], channels: usize, space: usize) -> (Vec<f64>, Vec<f64>
     let average = |sums: Vec<T>| -> Vec<f64> { sums.iter().map(|s| s.to_f64() / count).collect() };
     let (mut sums, mut squares) = (vec![T::zero(); channels], vec![T::zero(); channels]);
     if space == 1 {
-        add_rows(x, &mut sums);
+        sums = column_sums(x, channels);
     } else {
         x.chunks_exact(space).enumerate().for_each(|(i, block)| sums[i % channels] += sum_of(block, |x| x));
     }
     let mean = average(sums);
     let centre = cast::<T>(&mean);
     if space == 1 {
-        for row in x.chunks_exact(channels) {
-            for ((square, &x), &mean) in squares.iter_mut().zip(row).zip(&centre) {
-                *square += (x - mean) * (x - mean);
-            }
-        }
+        let isa = Isa::detect();
+        let parts = parts(x, ROWS * channels, |_, x| {
+            let mut squares = vec![T::zero(); channels];
+            on(isa, || {
+                for row in x.chunks_exact(channels) {
+                    for ((square, &x), &mean) in squares.iter_mut().zip(row).zip(&centre) {
+                        *square += (x - mean) * (x - mean);
+                    }
+                }
+            });
+            squares
+        });
+        squares = together(parts, channels);
     } else {
         for (i, block) in x.chunks_exact(space).enumerate() {
             let mean = centre[i % channels];

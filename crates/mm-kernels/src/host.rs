@@ -1,5 +1,7 @@
 //! What the CPU kernels share: the two float types, contiguous views of tensors, and sums that vectorise.
 
+use crate::parallel::parts;
+use crate::simd::{Isa, on};
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, DType, Error, Layout, Result, Storage, StorageRef, Tensor, WithDType, bail};
 use std::iter::Sum;
@@ -135,7 +137,7 @@ impl<'a> View<'a> {
 const LANES: usize = 16;
 
 /// The sum of f(x, y), in 16 interleaved partial sums: that vectorises, and rounds less than one running sum.
-#[inline]
+#[inline(always)]
 pub(crate) fn sum_pairs<T: Real>(x: &[T], y: &[T], f: impl Fn(T, T) -> T) -> T {
     let mut lanes = [T::zero(); LANES];
     let (xs, ys) = (x.chunks_exact(LANES), y.chunks_exact(LANES));
@@ -155,7 +157,7 @@ pub(crate) fn sum_pairs<T: Real>(x: &[T], y: &[T], f: impl Fn(T, T) -> T) -> T {
 }
 
 /// The sum of f(x); see [`sum_pairs`].
-#[inline]
+#[inline(always)]
 pub(crate) fn sum_of<T: Real>(x: &[T], f: impl Fn(T) -> T) -> T {
     sum_pairs(x, x, |x, _| f(x))
 }
@@ -167,7 +169,34 @@ pub(crate) fn largest<T: Real>(x: &[T]) -> T {
     x.iter().fold(start, |a, &b| if b > a || b.is_nan() { b } else { a })
 }
 
+/// Rows whose sums are one number each: the cut, and so the bits, do not depend on the number of threads.
+pub(crate) const ROWS: usize = 256;
+
+/// The sum over rows of a row-major matrix with so many columns, on several threads where that pays.
+pub(crate) fn column_sums<T: Real>(matrix: &[T], columns: usize) -> Vec<T> {
+    let isa = Isa::detect();
+    let sums = parts(matrix, ROWS * columns, |_, rows| {
+        let mut sums = vec![T::zero(); columns];
+        on(isa, || add_rows(rows, &mut sums));
+        sums
+    });
+    together(sums, columns)
+}
+
+/// The sum of vectors, in their order.
+pub(crate) fn together<T: Real>(parts: Vec<Vec<T>>, len: usize) -> Vec<T> {
+    let mut parts = parts.into_iter();
+    let mut all = parts.next().unwrap_or_else(|| vec![T::zero(); len]);
+    for part in parts {
+        for (all, part) in all.iter_mut().zip(part) {
+            *all += part;
+        }
+    }
+    all
+}
+
 /// The sum over rows of a row-major matrix with `out.len()` columns, added to `out`.
+#[inline(always)]
 pub(crate) fn add_rows<T: Real>(matrix: &[T], out: &mut [T]) {
     if out.is_empty() {
         return;

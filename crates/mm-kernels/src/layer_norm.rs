@@ -1,6 +1,10 @@
 //! Layer normalisation over the last dimension.
+#![allow(unsafe_code)] // results are written into room that holds nothing yet
 
-use crate::host::{Real, View, by_dtype, slice, sum_of, sum_pairs};
+use crate::host::{Real, View, by_dtype, slice, sum_of, sum_pairs, together};
+use crate::parallel::{parts, pieces2};
+use crate::scratch::Shared;
+use crate::simd::{Isa, on};
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp3, D, Layout, Result, Shape, Tensor, WithDType, bail};
 use std::sync::OnceLock;
@@ -57,13 +61,7 @@ impl CustomOp3 for LayerNorm {
     ) -> Result<(CpuStorage, Shape)> {
         by_dtype!(NAME, x.dtype(), T => {
             let (x, w, b) = (slice::<T>(NAME, x, xl)?, slice::<T>(NAME, w, wl)?, slice::<T>(NAME, b, bl)?);
-            let mut y = Vec::with_capacity(x.len());
-            let mut rows = Vec::with_capacity(x.len() / w.len());
-            for x in x.chunks_exact(w.len()) {
-                let (mean, scale) = moments(x, self.eps);
-                y.extend(x.iter().zip(w).zip(b).map(|((&x, &w), &b)| (x - mean) * scale * w + b));
-                rows.push((WithDType::to_f64(mean), WithDType::to_f64(scale)));
-            }
+            let (y, rows) = normalise(x, w, b, self.eps);
             self.rows.get_or_init(|| rows);
             Ok((T::to_cpu_storage_owned(y), xl.shape().clone()))
         })
@@ -91,8 +89,34 @@ impl CustomOp3 for LayerNorm {
     }
 }
 
+/// The rows normalised, and what backward needs of them.
+pub(crate) fn normalise<T: Real>(x: &[T], w: &[T], b: &[T], eps: f64) -> (Vec<T>, Vec<(f64, f64)>) {
+    let (isa, d, count) = (Isa::detect(), w.len(), x.len() / w.len());
+    let (mut y, mut rows) = (Vec::with_capacity(x.len()), Vec::with_capacity(count));
+    let room = (&mut y.spare_capacity_mut()[..count * d], ROWS * d);
+    let kept = (&mut rows.spare_capacity_mut()[..count], ROWS);
+    pieces2(room, kept, x.len(), |k, y, rows| {
+        let x = &x[k * ROWS * d..];
+        on(isa, || {
+            for ((x, y), row) in x.chunks_exact(d).zip(y.chunks_exact_mut(d)).zip(rows) {
+                let (mean, scale) = moments(x, eps);
+                for (((y, &x), &w), &b) in y.iter_mut().zip(x).zip(w).zip(b) {
+                    y.write((x - mean) * scale * w + b);
+                }
+                row.write((WithDType::to_f64(mean), WithDType::to_f64(scale)));
+            }
+        });
+    });
+    // SAFETY: the pieces are all rows, and each was written with its two numbers.
+    unsafe {
+        y.set_len(count * d);
+        rows.set_len(count);
+    }
+    (y, rows)
+}
+
 /// The mean of a row and 1 / sqrt(var + eps), in two passes: the variance of large values stays exact.
-#[inline]
+#[inline(always)]
 fn moments<T: Real>(x: &[T], eps: f64) -> (T, T) {
     let n = T::from_f64(x.len() as f64);
     let mean = sum_of(x, |x| x) / n;
@@ -100,29 +124,57 @@ fn moments<T: Real>(x: &[T], eps: f64) -> (T, T) {
     (mean, T::one() / (var + T::from_f64(eps)).sqrt())
 }
 
+/// Rows of a piece: the cut, and so the bits, do not depend on the number of threads.
+const ROWS: usize = 32;
+
 /// With n = (x - mean) scale and h = g w: dx = scale (h - mean(h) - n mean(h n)), dw = sum g n, db = sum g.
-fn pull<T: Real>(x: &[T], w: &[T], g: &[T], rows: &[(f64, f64)], with_dx: bool) -> (Vec<T>, Vec<T>, Vec<T>) {
-    let d = w.len();
+pub(crate) fn pull<T: Real>(
+    x: &[T],
+    w: &[T],
+    g: &[T],
+    rows: &[(f64, f64)],
+    with_dx: bool,
+) -> (Vec<T>, Vec<T>, Vec<T>) {
+    let (isa, d) = (Isa::detect(), w.len());
     let size = T::from_f64(d as f64);
-    let (mut dw, mut db) = (vec![T::zero(); d], vec![T::zero(); d]);
-    let mut dx = Vec::with_capacity(if with_dx { x.len() } else { 0 });
-    let (mut n, mut h) = (vec![T::zero(); d], vec![T::zero(); d]);
-    for ((x, g), &(mean, scale)) in x.chunks_exact(d).zip(g.chunks_exact(d)).zip(rows) {
-        let (mean, scale) = (T::from_f64(mean), T::from_f64(scale));
-        for (((((n, h), &x), &g), &w), (dw, db)) in
-            n.iter_mut().zip(&mut h).zip(x).zip(g).zip(w).zip(dw.iter_mut().zip(&mut db))
-        {
-            *n = (x - mean) * scale;
-            *h = g * w;
-            *dw += g * *n;
-            *db += g;
-        }
-        if with_dx {
-            let mean_h = sum_of(&h, |h| h) / size;
-            let mean_hn = sum_pairs(&h, &n, |h, n| h * n) / size;
-            dx.extend(h.iter().zip(&n).map(|(&h, &n)| scale * (h - mean_h - n * mean_hn)));
-        }
-    }
+    let count = if with_dx { rows.len() * d } else { 0 };
+    let mut dx: Vec<T> = Vec::with_capacity(count);
+    let room = Shared::new(dx.as_mut_ptr());
+    let sums = parts(&x[..rows.len() * d], ROWS * d, |k, x| {
+        let (g, rows) = (&g[k * ROWS * d..], &rows[k * ROWS..]);
+        let mut sums = vec![T::zero(); 2 * d];
+        let (dw, db) = sums.split_at_mut(d);
+        let (mut n, mut h) = (vec![T::zero(); d], vec![T::zero(); d]);
+        let mut at = k * ROWS * d;
+        on(isa, || {
+            for ((x, g), &(mean, scale)) in x.chunks_exact(d).zip(g.chunks_exact(d)).zip(rows) {
+                let (mean, scale) = (T::from_f64(mean), T::from_f64(scale));
+                for (((((n, h), &x), &g), &w), (dw, db)) in
+                    n.iter_mut().zip(&mut h).zip(x).zip(g).zip(w).zip(dw.iter_mut().zip(db.iter_mut()))
+                {
+                    *n = (x - mean) * scale;
+                    *h = g * w;
+                    *dw += g * *n;
+                    *db += g;
+                }
+                if with_dx {
+                    let mean_h = sum_of(&h, |h| h) / size;
+                    let mean_hn = sum_pairs(&h, &n, |h, n| h * n) / size;
+                    assert!(at + d <= count, "a row has room");
+                    for (i, (&h, &n)) in h.iter().zip(&n).enumerate() {
+                        // SAFETY: within the capacity, and this row is this piece's own.
+                        unsafe { room.get().add(at + i).write(scale * (h - mean_h - n * mean_hn)) };
+                    }
+                }
+                at += d;
+            }
+        });
+        sums
+    });
+    // SAFETY: the pieces are all rows, and each number of them was written if there is room for it.
+    unsafe { dx.set_len(count) };
+    let mut dw = together(sums, 2 * d);
+    let db = dw.split_off(d);
     (dx, dw, db)
 }
 

@@ -1,9 +1,10 @@
 //! The affine map of a fully connected layer.
 
-use crate::conv::{Engine, Geometry, Precision, Stored};
-use crate::host::{View, add_rows, by_dtype, slice};
+use crate::conv::Precision;
+use crate::host::{View, by_dtype, column_sums, slice};
+use crate::products::Products;
 use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Tensor, WithDType, bail};
+use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, WithDType, bail};
 
 /// A fully connected layer without its state.
 ///
@@ -34,7 +35,7 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
 
 /// [`linear`] with its products taken in a given precision; `f64` tensors are always computed in `f64`.
 ///
-/// In `F32` the product is candle's; the others run on the kernels of [`crate::conv`], and where the processor has no
+/// In `F32` the product is that of the crate `gemm`, as candle's is; the others run on the kernels of [`crate::conv`], and where the processor has no
 /// bfloat16 they are `F32`. Devices other than the CPU compute in the tensors' own type.
 pub fn linear_in(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, precision: Precision) -> Result<Tensor> {
     let dims = x.dims();
@@ -67,19 +68,6 @@ const NAME: &str = "linear";
 
 struct Linear(Precision);
 
-impl Linear {
-    /// What computes the products if candle does not.
-    fn engine(&self, dtype: DType) -> Option<Engine> {
-        (self.0 != Precision::F32 && dtype == DType::F32).then(|| Engine::new(self.0))
-    }
-}
-
-/// A linear layer as a convolution of one tap over a row of pixels.
-fn geometry(rows: usize, weight: &Shape) -> Result<Geometry> {
-    let (out, inputs) = weight.dims2()?;
-    Geometry::new(NAME, [1, 1, rows, inputs], &Shape::from((out, inputs, 1, 1)), (1, 1, 0, 0, 1, 1), 1)
-}
-
 impl CustomOp2 for Linear {
     fn name(&self) -> &'static str {
         NAME
@@ -92,7 +80,7 @@ impl CustomOp2 for Linear {
         w: &CpuStorage,
         wl: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        product(self, x, xl, w, wl)
+        product(self, (x, xl), (w, wl), None)
     }
 
     fn bwd(
@@ -121,17 +109,7 @@ impl CustomOp3 for Linear {
         b: &CpuStorage,
         bl: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let (y, shape) = product(self, x, xl, w, wl)?;
-        by_dtype!(NAME, y.dtype(), T => {
-            let bias = slice::<T>(NAME, b, bl)?;
-            let mut y = T::cpu_storage_data(y)?;
-            for row in y.chunks_exact_mut(bias.len().max(1)) {
-                for (y, &b) in row.iter_mut().zip(bias) {
-                    *y += b;
-                }
-            }
-            Ok((T::to_cpu_storage_owned(y), shape))
-        })
+        product(self, (x, xl), (w, wl), Some((b, bl)))
     }
 
     fn bwd(
@@ -149,35 +127,21 @@ impl CustomOp3 for Linear {
 
 fn product(
     op: &Linear,
-    x: &CpuStorage,
-    xl: &Layout,
-    w: &CpuStorage,
-    wl: &Layout,
+    (x, xl): (&CpuStorage, &Layout),
+    (w, wl): (&CpuStorage, &Layout),
+    bias: Option<(&CpuStorage, &Layout)>,
 ) -> Result<(CpuStorage, Shape)> {
     let mut dims = xl.dims().to_vec();
-    let (out, inputs) = wl.shape().dims2()?;
-    let rows = xl
-        .shape()
-        .elem_count()
-        .checked_div(inputs)
-        .unwrap_or_else(|| dims[..dims.len() - 1].iter().product());
+    let (outputs, inputs) = wl.shape().dims2()?;
+    let rows = dims[..dims.len() - 1].iter().product();
     if let Some(last) = dims.last_mut() {
-        *last = out;
+        *last = outputs;
     }
     by_dtype!(NAME, x.dtype(), T => {
-        slice::<T>(NAME, x, xl)?;
-        slice::<T>(NAME, w, wl)?;
-        if rows * inputs * out == 0 {
-            return Ok((T::to_cpu_storage_owned(vec![0.0; rows * out]), Shape::from(dims)));
-        }
-        if let Some(engine) = op.engine(x.dtype()) {
-            let (x, w) = (slice::<T>(NAME, x, xl)?, slice::<T>(NAME, w, wl)?);
-            let y = engine.forward(&geometry(rows, wl.shape())?, &Stored(x), w, None);
-            return Ok((T::to_cpu_storage_owned(y), Shape::from(dims)));
-        }
-        let flat = Layout::contiguous_with_offset((rows, inputs), xl.start_offset());
-        let y = x.matmul(w, (1, rows, out, inputs), &flat, &wl.transpose(0, 1)?)?;
-        Ok((y, Shape::from(dims)))
+        let (x, w) = (slice::<T>(NAME, x, xl)?, slice::<T>(NAME, w, wl)?);
+        let bias = bias.map(|(b, bl)| slice::<T>(NAME, b, bl)).transpose()?;
+        let y = Products { rows, inputs, outputs, precision: op.0 }.forward(NAME, x, w, bias)?;
+        Ok((T::to_cpu_storage_owned(y), Shape::from(dims)))
     })
 }
 
@@ -193,35 +157,33 @@ fn matrix(x: &Tensor) -> Result<Tensor> {
     x.reshape((rows, columns))
 }
 
-// The arguments are detached before they are multiplied: a gradient must not carry a graph of its own.
+fn products(op: &Linear, weight: &Tensor, grad: &Tensor) -> Result<Products> {
+    let (outputs, inputs) = weight.dims2()?;
+    Ok(Products { rows: grad.dim(0)?, inputs, outputs, precision: op.0 })
+}
 
 fn grad_x(op: &Linear, x: &Tensor, weight: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
     if !x.track_op() {
         return Ok(None);
     }
-    if let Some(engine) = op.engine(grad.dtype()).filter(|_| grad.elem_count() > 0) {
+    by_dtype!(NAME, grad.dtype(), T => {
         let (wv, gv) = (View::new(weight), View::new(grad));
-        let (w, g) = (wv.slice::<f32>(NAME)?, gv.slice::<f32>(NAME)?);
-        let dx = engine.grad_input(&geometry(grad.dim(0)?, weight.shape())?, &Stored(g), w);
-        return Ok(Some(Tensor::from_vec(dx, x.shape(), x.device())?));
-    }
-    let dx = grad.matmul(&weight.detach())?;
-    Ok(Some(if x.rank() == 2 { dx } else { dx.reshape(x.shape())? }))
+        let (w, g) = (wv.slice::<T>(NAME)?, gv.slice::<T>(NAME)?);
+        let dx = products(op, weight, grad)?.grad_input(NAME, g, w)?;
+        Ok(Some(Tensor::from_vec(dx, x.shape(), x.device())?))
+    })
 }
 
 fn grad_weight(op: &Linear, x: &Tensor, weight: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
     if !weight.track_op() {
         return Ok(None);
     }
-    let x = x.detach();
-    if let Some(engine) = op.engine(grad.dtype()).filter(|_| grad.elem_count() > 0) {
-        let (xv, gv) = (View::new(&x), View::new(grad));
-        let (x, g) = (xv.slice::<f32>(NAME)?, gv.slice::<f32>(NAME)?);
-        let dw = engine.grad_weight(&geometry(grad.dim(0)?, weight.shape())?, &Stored(x), &Stored(g));
-        return Ok(Some(Tensor::from_vec(dw, weight.shape(), weight.device())?));
-    }
-    let x = if x.rank() == 2 { x } else { matrix(&x)? };
-    Ok(Some(grad.t()?.matmul(&x)?))
+    by_dtype!(NAME, grad.dtype(), T => {
+        let (xv, gv) = (View::new(x), View::new(grad));
+        let (x, g) = (xv.slice::<T>(NAME)?, gv.slice::<T>(NAME)?);
+        let dw = products(op, weight, grad)?.grad_weight(NAME, x, g)?;
+        Ok(Some(Tensor::from_vec(dw, weight.shape(), weight.device())?))
+    })
 }
 
 fn grad_bias(bias: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
@@ -229,8 +191,7 @@ fn grad_bias(bias: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
         return Ok(None);
     }
     by_dtype!(NAME, grad.dtype(), T => {
-        let mut sums = vec![T::from_f64(0.0); bias.elem_count()];
-        add_rows(View::new(grad).slice::<T>(NAME)?, &mut sums);
+        let sums = column_sums(View::new(grad).slice::<T>(NAME)?, bias.elem_count());
         Ok(Some(Tensor::from_vec(sums, bias.shape(), grad.device())?))
     })
 }
@@ -256,6 +217,7 @@ fn composed(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor
 mod tests {
     use super::*;
     use crate::testing::{assert_same, normal};
+    use candle_core::DType;
 
     #[test]
     fn the_composition_is_the_same_function() -> Result<()> {

@@ -94,6 +94,17 @@ impl Draws {
         self.rng.next_u64()
     }
 
+    /// Passes over the first `words` draws of 32 bits of the key: many threads share one sequence.
+    pub(crate) fn from_word(mut self, words: usize) -> Self {
+        self.rng.set_word_pos(words as u128);
+        Self { spare: None, ..self }
+    }
+
+    /// The bytes of the next draws of 32 bits, the lowest first.
+    pub(crate) fn fill(&mut self, bytes: &mut [u8]) {
+        self.rng.fill_bytes(bytes);
+    }
+
     /// Uniform in [0, 1), a multiple of 2⁻⁵³.
     pub fn uniform(&mut self) -> f64 {
         (self.bits() >> 11) as f64 * (1.0 / (1u64 << 53) as f64)

@@ -367,7 +367,7 @@ pub(crate) trait Mapped: Bytes + Default + Send + Sync {
     /// Applies the function to `len` numbers from each pointer on.
     ///
     /// # Safety
-    /// Every pointer is valid for `len` numbers, `y` for writes, which none of the arguments overlap.
+    /// Every pointer is valid for `len` numbers, `y` for writes; an argument is `y` itself, or does not overlap it.
     unsafe fn run<const K: usize>(
         isa: Isa,
         x: [*const Self; K],
@@ -476,6 +476,21 @@ pub(crate) fn each<T: Mapped, const K: usize>(isa: Isa, x: [&[T]; K], y: &mut [T
     assert!(x.iter().all(|x| x.len() == y.len()), "arguments of one length");
     // SAFETY: all have the length of y, which is borrowed mutably.
     unsafe { T::run(isa, x.map(<[T]>::as_ptr), y.len(), y.as_mut_ptr(), f) }
+}
+
+/// The function of every number in its place, on this thread.
+pub(crate) fn in_place<T: Mapped>(isa: Isa, y: &mut [T], f: &impl Map<T, 1>) {
+    let p = y.as_mut_ptr();
+    // SAFETY: both pointers are those of y, which is borrowed mutably.
+    unsafe { T::run(isa, [p.cast_const()], y.len(), p, f) }
+}
+
+/// y = f(x, y), on this thread.
+pub(crate) fn in_place2<T: Mapped>(isa: Isa, x: &[T], y: &mut [T], f: &impl Map<T, 2>) {
+    assert_eq!(x.len(), y.len(), "arguments of one length");
+    let p = y.as_mut_ptr();
+    // SAFETY: both have the length of y, which is borrowed mutably.
+    unsafe { T::run(isa, [x.as_ptr(), p.cast_const()], y.len(), p, f) }
 }
 
 /// The function of every number of the arguments, which have one length, on several threads where that pays.

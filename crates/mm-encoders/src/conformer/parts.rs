@@ -1,19 +1,25 @@
 //! The parts of a layer that have no attention: linear maps, norms, feed-forward, convolution.
 
-use super::{Activation, ConformerConfig, ConvolutionNorm, EPS, MOMENTUM, drop};
+use super::{Activation, ConformerConfig, ConvolutionNorm, EPS, MOMENTUM, key};
 use crate::mask::Places;
 use candle_core::{Result, Tensor, Var};
 use mm_core::{Init, Mode, Scope};
 use mm_kernels::batch_norm::{batch_norm_eval, batch_norm_train, update_running};
-use mm_kernels::{Conv1dConfig, conv1d_nlc, gelu, glu, layer_norm, linear, silu};
+use mm_kernels::{Conv1dConfig, Gate, Precision, conv1d_nlc, feed_forward, glu, layer_norm, linear};
 
 impl Activation {
-    fn apply(self, x: &Tensor) -> Result<Tensor> {
+    fn gate(self) -> Gate {
         match self {
-            Self::Silu => silu(x),
-            Self::Gelu => gelu(x),
+            Self::Silu => Gate::Silu,
+            Self::Gelu => Gate::Gelu,
         }
     }
+}
+
+/// Weight and bias of a linear map.
+fn affine(mut scope: Scope<'_>, input: usize, output: usize) -> Result<(Tensor, Tensor)> {
+    let weight = scope.param("weight", (output, input), Init::xavier_uniform(input, output))?;
+    Ok((weight, scope.param("bias", output, Init::Const(0.0))?))
 }
 
 /// A linear map.
@@ -24,9 +30,9 @@ pub(super) struct Affine {
 }
 
 impl Affine {
-    pub(super) fn new(mut scope: Scope<'_>, input: usize, output: usize) -> Result<Self> {
-        let weight = scope.param("weight", (output, input), Init::xavier_uniform(input, output))?;
-        Ok(Self { weight, bias: Some(scope.param("bias", output, Init::Const(0.0))?) })
+    pub(super) fn new(scope: Scope<'_>, input: usize, output: usize) -> Result<Self> {
+        let (weight, bias) = affine(scope, input, output)?;
+        Ok(Self { weight, bias: Some(bias) })
     }
 
     /// A convolution of one tap, as PyTorch shapes and starts it.
@@ -64,8 +70,8 @@ impl Scaled {
 #[derive(Debug)]
 pub(super) struct FeedForward {
     norm: Scaled,
-    expand: Affine,
-    project: Affine,
+    expand: (Tensor, Tensor),
+    project: (Tensor, Tensor),
     activation: Activation,
     dropouts: (f64, f64),
 }
@@ -75,17 +81,25 @@ impl FeedForward {
         let (dim, inside) = (config.dim, config.inside());
         Ok(Self {
             norm: Scaled::new(&mut scope.child("norm"), dim)?,
-            expand: Affine::new(scope.child("expand"), dim, inside)?,
-            project: Affine::new(scope.child("project"), inside, dim)?,
+            expand: affine(scope.child("expand"), dim, inside)?,
+            project: affine(scope.child("project"), inside, dim)?,
             activation: config.activation,
             dropouts: (config.activation_dropout.unwrap_or(config.dropout), config.dropout),
         })
     }
 
+    /// x and half of what this part makes of it.
     pub(super) fn forward(&self, x: &Tensor, mode: Mode) -> Result<Tensor> {
-        let hidden = self.activation.apply(&self.expand.forward(&self.norm.layer_norm(x)?)?)?;
-        let hidden = drop(&hidden, self.dropouts.0, mode, "inside")?;
-        drop(&self.project.forward(&hidden)?, self.dropouts.1, mode, "outside")
+        let part = mm_kernels::FeedForward {
+            norm: Some((&self.norm.weight, &self.norm.bias, EPS)),
+            expand: (&self.expand.0, &self.expand.1),
+            gate: self.activation.gate(),
+            project: (&self.project.0, &self.project.1),
+            dropouts: [key(self.dropouts.0, mode, "inside"), key(self.dropouts.1, mode, "outside")],
+            factor: 0.5,
+            precision: Precision::F32,
+        };
+        feed_forward(x, &part)
     }
 }
 
@@ -135,7 +149,7 @@ impl Convolution {
                 self.batch_norm(&y.reshape(((), dim))?, mean, var, places, mode)?.reshape(y.shape())?
             }
         };
-        self.project.forward(&self.activation.apply(&normal)?)
+        self.project.forward(&self.activation.gate().apply(&normal)?)
     }
 
     fn batch_norm(

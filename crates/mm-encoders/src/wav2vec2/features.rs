@@ -4,7 +4,7 @@ use super::config::{FeatureNorm, Wav2Vec2Config};
 use crate::Precision;
 use candle_core::{Result, Tensor};
 use mm_core::{Init, Scope};
-use mm_kernels::{Conv1dConfig, conv1d_nlc, gelu, group_norm_nhwc, layer_norm};
+use mm_kernels::{Conv1dConfig, Gate, conv1d_nlc, conv1d_nlc_then, gelu, group_norm_nhwc, layer_norm};
 
 /// Of the norms between convolutions, whatever `layer_norm_eps` says: so it is in transformers.
 const EPS: f64 = 1e-5;
@@ -95,11 +95,13 @@ impl Convolution {
     fn forward(&self, x: &Tensor, lengths: Option<&[usize]>) -> Result<Tensor> {
         let precision = self.precision.into();
         let config = Conv1dConfig { stride: self.stride, precision, ..Conv1dConfig::default() };
+        let Some(norm) = &self.norm else {
+            return conv1d_nlc_then(x, &self.weight, self.bias.as_ref(), &config, Gate::Gelu);
+        };
         let y = conv1d_nlc(x, &self.weight, self.bias.as_ref(), &config)?;
-        gelu(&match &self.norm {
-            None => y,
-            Some((FeatureNorm::Layer, scale, shift)) => layer_norm(&y, Some(scale), Some(shift), EPS)?,
-            Some((FeatureNorm::Group, scale, shift)) => over_time(&y, scale, shift, lengths)?,
+        gelu(&match norm {
+            (FeatureNorm::Layer, scale, shift) => layer_norm(&y, Some(scale), Some(shift), EPS)?,
+            (FeatureNorm::Group, scale, shift) => over_time(&y, scale, shift, lengths)?,
         })
     }
 }

@@ -115,6 +115,7 @@ pub use preprocessor::{Clips, Preprocessor};
 use candle_core::{Result, Tensor, bail};
 use features::Features;
 use mm_core::{Encoder, Init, Mode, Scope, StepRng};
+use mm_kernels::residual;
 use positional::Positions;
 use transformer::{Affine, Layer, Norm, drop};
 
@@ -190,7 +191,7 @@ impl Wav2Vec2 {
             z = z.broadcast_mul(&inside.unsqueeze(2)?)?;
             keys = Some(((1.0 - inside)? * MASKED)?.reshape((batch, 1, 1, frames))?);
         }
-        let z = (&z + self.positions.forward(&z)?)?;
+        let z = residual(&z, &self.positions.forward(&z)?, 1.0, None)?;
         let post = !self.config.do_stable_layer_norm;
         let mut y = if post { self.norm.forward(&z)? } else { z };
         y = drop(&y, self.config.hidden_dropout, mode, "positions")?;

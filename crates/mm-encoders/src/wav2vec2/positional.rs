@@ -4,7 +4,7 @@ use super::config::Wav2Vec2Config;
 use crate::Precision;
 use candle_core::{Result, Tensor};
 use mm_core::{Init, Scope};
-use mm_kernels::{Conv1dConfig, conv1d_nlc, gelu};
+use mm_kernels::{Conv1dConfig, conv1d_nlc, gelu, weight_norm};
 
 #[derive(Debug)]
 pub(super) struct Positions {
@@ -38,15 +38,8 @@ impl Positions {
             precision: self.precision.into(),
             ..Conv1dConfig::default()
         };
-        let y = conv1d_nlc(z, &self.weight()?, Some(&self.bias), &config)?;
+        let y = conv1d_nlc(z, &weight_norm(&self.direction, &self.size)?, Some(&self.bias), &config)?;
         // An even kernel has one place too many on the right.
         gelu(&y.narrow(1, 0, z.dim(1)?)?)
-    }
-
-    fn weight(&self) -> Result<Tensor> {
-        let v = &self.direction;
-        // In two steps, so that a sum of f32 is not of tens of thousands of terms.
-        let norm = v.sqr()?.sum_keepdim(1)?.sum_keepdim(0)?.sqrt()?;
-        v.broadcast_mul(&(&self.size / norm)?)
     }
 }

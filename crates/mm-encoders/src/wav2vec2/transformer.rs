@@ -4,12 +4,22 @@ use super::config::Wav2Vec2Config;
 use crate::Precision;
 use candle_core::{Result, Tensor};
 use mm_core::{Init, Mode, Scope, StepRng};
-use mm_kernels::{attention, dropout, gelu, layer_norm, linear_in, softmax_last};
+use mm_kernels::{
+    FeedForward, Gate, attention, dropout, feed_forward, layer_norm, linear_in, residual, softmax_last,
+};
 
 pub(super) fn drop(x: &Tensor, p: f64, mode: Mode, place: &str) -> Result<Tensor> {
     match mode.stream(place) {
         Mode::Train(rng) => dropout(x, p, rng),
         Mode::Eval => Ok(x.clone()),
+    }
+}
+
+/// The probability and the key of a dropout in training.
+fn key(p: f64, mode: Mode, place: &str) -> Option<(f64, StepRng)> {
+    match mode.stream(place) {
+        Mode::Train(rng) => Some((p, rng)),
+        Mode::Eval => None,
     }
 }
 
@@ -121,13 +131,15 @@ impl Layer {
         {
             return self.left_out(x);
         }
-        let attend = |x: &Tensor| drop(&self.attend(x, keys, mode)?, self.rates.hidden, mode, "attention");
+        let attend = |x: &Tensor, read: &Tensor| {
+            residual(x, &self.attend(read, keys, mode)?, 1.0, key(self.rates.hidden, mode, "attention"))
+        };
         if self.stable {
-            let y = (x + attend(&self.norm.forward(x)?)?)?;
-            &y + self.feed_forward(&self.last_norm.forward(&y)?, mode)?
+            let y = attend(x, &self.norm.forward(x)?)?;
+            self.feed_forward(&y, Some(&self.last_norm), mode)
         } else {
-            let y = self.norm.forward(&(x + attend(x)?)?)?;
-            self.last_norm.forward(&(&y + self.feed_forward(&y, mode)?)?)
+            let y = self.norm.forward(&attend(x, x)?)?;
+            self.last_norm.forward(&self.feed_forward(&y, None, mode)?)
         }
     }
 
@@ -142,9 +154,18 @@ impl Layer {
         self.out.forward(&y)
     }
 
-    fn feed_forward(&self, x: &Tensor, mode: Mode) -> Result<Tensor> {
-        let inside = drop(&gelu(&self.expand.forward(x)?)?, self.rates.activation, mode, "inside")?;
-        drop(&self.project.forward(&inside)?, self.rates.hidden, mode, "outside")
+    /// x and what the feed-forward part adds to it.
+    fn feed_forward(&self, x: &Tensor, norm: Option<&Norm>, mode: Mode) -> Result<Tensor> {
+        let part = FeedForward {
+            norm: norm.map(|norm| (&norm.weight, &norm.bias, norm.eps)),
+            expand: (&self.expand.weight, &self.expand.bias),
+            gate: Gate::Gelu,
+            project: (&self.project.weight, &self.project.bias),
+            dropouts: [key(self.rates.activation, mode, "inside"), key(self.rates.hidden, mode, "outside")],
+            factor: 1.0,
+            precision: self.expand.precision.into(),
+        };
+        feed_forward(x, &part)
     }
 
     /// x itself, in a graph where every parameter of this layer has the gradient zero.

@@ -144,6 +144,7 @@ fn correlate<T: Real>(
     source: &[T],
     taps: &[T],
     bias: Option<&[T]>,
+    then: Option<&(dyn Fn(&mut [T]) + Sync)>,
 ) -> Vec<T> {
     assert_eq!(
         source.len(),
@@ -163,6 +164,7 @@ fn correlate<T: Real>(
             .map(|(at, tap)| ((image * rows.source + at) * columns.source * channels, tap))
             .collect();
         let span = piece * PIECE..w.min((piece + 1) * PIECE);
+        let len = span.len() * channels;
         // SAFETY: pieces of rows do not overlap, and end within y.
         let y = unsafe { out.get().add(((image * h + row) * w + span.start) * channels) };
         let mut row = Row {
@@ -178,6 +180,10 @@ fn correlate<T: Real>(
         };
         // SAFETY: all rows have `channels` channels: asserted above.
         unsafe { over(isa, channels, &mut row) };
+        if let Some(then) = then {
+            // SAFETY: the piece of y that has just been written, which is this job's own.
+            then(unsafe { std::slice::from_raw_parts_mut(y, len) });
+        }
     };
     let jobs = n * h * pieces;
     if y.len() * rows.taps * columns.taps < SMALL {
@@ -195,7 +201,14 @@ fn by_tap<T: Real>(w: &[T], channels: usize, order: impl Iterator<Item = usize>)
 }
 
 /// `y` of `x`.
-pub(super) fn forward<T: Real>(isa: Isa, g: &Geometry, x: &[T], w: &[T], bias: Option<&[T]>) -> Vec<T> {
+pub(super) fn forward<T: Real>(
+    isa: Isa,
+    g: &Geometry,
+    x: &[T],
+    w: &[T],
+    bias: Option<&[T]>,
+    then: Option<&(dyn Fn(&mut [T]) + Sync)>,
+) -> Vec<T> {
     let axis = |source, taps, stride: usize, dilation: usize, padding: usize| Axis {
         source,
         taps,
@@ -207,7 +220,7 @@ pub(super) fn forward<T: Real>(isa: Isa, g: &Geometry, x: &[T], w: &[T], bias: O
     let rows = axis(g.h, g.kh, g.stride.0, g.dilation.0, g.padding.0);
     let columns = axis(g.w, g.kw, g.stride.1, g.dilation.1, g.padding.1);
     let taps = by_tap(w, g.ci, 0..g.kh * g.kw);
-    correlate(isa, g.n, (g.oh, g.ow), g.ci, (rows, columns), x, &taps, bias)
+    correlate(isa, g.n, (g.oh, g.ow), g.ci, (rows, columns), x, &taps, bias, then)
 }
 
 /// `dx` of `dy`: input i meets tap k at output (i + padding - k dilation) / stride.
@@ -223,7 +236,7 @@ pub(super) fn grad_input<T: Real>(isa: Isa, g: &Geometry, dy: &[T], w: &[T]) -> 
     let rows = axis(g.oh, g.kh, g.stride.0, g.dilation.0, g.padding.0);
     let columns = axis(g.ow, g.kw, g.stride.1, g.dilation.1, g.padding.1);
     let taps = by_tap(w, g.ci, 0..g.kh * g.kw);
-    correlate(isa, g.n, (g.h, g.w), g.ci, (rows, columns), dy, &taps, None)
+    correlate(isa, g.n, (g.h, g.w), g.ci, (rows, columns), dy, &taps, None, None)
 }
 
 /// Sums of the weight's gradient for the channels from `base` on, tap by tap.

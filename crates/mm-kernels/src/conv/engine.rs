@@ -13,6 +13,8 @@ use super::source::{same, same_mut};
 use super::taps::Correlation;
 use super::tile::Native;
 use crate::host::Real;
+#[cfg(feature = "onednn")]
+use crate::parallel::pieces;
 use crate::scratch::{self, Bytes};
 use crate::simd::Isa;
 use std::sync::Once;
@@ -84,6 +86,18 @@ impl Engine {
         w: &[T],
         bias: Option<&[T]>,
     ) -> Vec<T> {
+        self.forward_then(g, x, w, bias, None)
+    }
+
+    /// `y` after `then`, which gets every number once, in runs of no certain size that are still in the cache.
+    pub(crate) fn forward_then<T: Number>(
+        self,
+        g: &Geometry,
+        x: &impl Source<T>,
+        w: &[T],
+        bias: Option<&[T]>,
+        then: Option<&(dyn Fn(&mut [T]) + Sync)>,
+    ) -> Vec<T> {
         #[cfg(feature = "onednn")]
         if let Some(y) = self.library(
             |x, w, y| crate::onednn::forward(g, x, w, same_or_none(bias), y),
@@ -91,19 +105,22 @@ impl Engine {
             w,
             g.n * g.oh * g.ow * g.co,
         ) {
+            let mut y = y;
+            if let Some(then) = then {
+                pieces(&mut y, 1 << 13, g.n * g.oh * g.ow * g.co, |_, y| then(y));
+            }
             return y;
         }
         if depthwise::is(g) {
-            return depthwise::forward(self.isa, g, &x.numbers(g.ci), w, bias);
+            return depthwise::forward(self.isa, g, &x.numbers(g.ci), w, bias, then);
         }
         let correlation = Correlation::forward(g);
         let base = bias.map_or(Base::Zero, Base::Bias);
+        let each = then.map(|then| move |_: usize, y: &mut [T]| then(y));
+        let done = each.as_ref().map(|each| each as &(dyn Fn(usize, &mut [T]) + Sync));
         let run = |y| {
-            T::with(
-                self.isa,
-                self.precision,
-                Run { isa: self.isa, c: &correlation, x, w, base, y, done: None },
-            );
+            let run = Run { isa: self.isa, c: &correlation, x, w, base, y, done };
+            T::with(self.isa, self.precision, run);
         };
         // SAFETY: a correlation writes every number of its output.
         unsafe { scratch::filled(g.n * g.oh * g.ow * g.co, run) }

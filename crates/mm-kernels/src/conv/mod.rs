@@ -27,7 +27,8 @@ mod source;
 mod taps;
 mod tile;
 
-use crate::host::{View, add_rows, by_dtype, slice};
+use crate::activation::Gate;
+use crate::host::{View, by_dtype, column_sums, slice};
 use crate::simd::Isa;
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, WithDType, bail};
 pub(crate) use engine::{Engine, Number};
@@ -154,6 +155,38 @@ pub fn conv2d_nhwc(
     conv("conv2d_nhwc", x, weight, bias, config)
 }
 
+/// [`conv2d_nhwc`] and an activation.
+///
+/// Where no argument is part of a graph, as in a frozen network, the activation is taken of each run of pixels as soon as it
+/// is there, and nothing else is stored; otherwise the two are operations one after the other.
+pub fn conv2d_nhwc_then(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    config: &Conv2dConfig,
+    gate: Gate,
+) -> Result<Tensor> {
+    let tracked = x.track_op() || weight.track_op() || bias.is_some_and(Tensor::track_op);
+    if tracked || x.rank() != 4 || !x.device().is_cpu() {
+        return gate.apply(&conv2d_nhwc(x, weight, bias, config)?);
+    }
+    conv_then("conv2d_nhwc", x, weight, bias, config, gate)
+}
+
+/// [`conv1d_nlc`] and an activation; see [`conv2d_nhwc_then`].
+pub fn conv1d_nlc_then(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    config: &Conv1dConfig,
+    gate: Gate,
+) -> Result<Tensor> {
+    if x.rank() != 3 || weight.rank() != 3 {
+        return gate.apply(&conv1d_nlc(x, weight, bias, config)?);
+    }
+    conv2d_nhwc_then(&x.unsqueeze(1)?, &weight.unsqueeze(2)?, bias, &config.over_width(), gate)?.squeeze(1)
+}
+
 /// Convolution (cross-correlation) of sequences, channels first: `x (B, C, L)`, `weight (O, C / groups, K)`, `bias (O)`
 /// to `(B, O, OL)`. See [`conv2d`] for the equation, and [`conv1d_nlc`] for the faster layout.
 pub fn conv1d(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, config: &Conv1dConfig) -> Result<Tensor> {
@@ -191,6 +224,17 @@ fn conv(
     bias: Option<&Tensor>,
     config: &Conv2dConfig,
 ) -> Result<Tensor> {
+    conv_then(name, x, weight, bias, config, Gate::None)
+}
+
+fn conv_then(
+    name: &'static str,
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    config: &Conv2dConfig,
+    gate: Gate,
+) -> Result<Tensor> {
     let (n, h, w, ci) = x.dims4()?;
     let ((sh, sw), (ph, pw), (dh, dw)) = (config.stride, config.padding, config.dilation);
     let geometry =
@@ -205,7 +249,7 @@ fn conv(
             geometry.co
         )
     }
-    let op = Conv { name, geometry, precision: config.precision };
+    let op = Conv { name, geometry, precision: config.precision, gate };
     let (x, weight) = (x.contiguous()?, weight.contiguous()?);
     match bias {
         None => x.apply_op2(&weight, op),
@@ -217,6 +261,8 @@ struct Conv {
     name: &'static str,
     geometry: Geometry,
     precision: Precision,
+    /// Only where no gradient will be asked for.
+    gate: Gate,
 }
 
 impl Conv {
@@ -230,7 +276,10 @@ impl Conv {
         by_dtype!(self.name, wl_dtype(w), T => {
             let (x, w) = (slice::<T>(self.name, x, xl)?, slice::<T>(self.name, w, wl)?);
             let bias = bias.map(|(b, bl)| slice::<T>(self.name, b, bl)).transpose()?;
-            let y = Engine::new(self.precision).forward(g, &Stored(x), w, bias);
+            let isa = Isa::detect();
+            let gate = |y: &mut [T]| self.gate.in_place(isa, y);
+            let then = (self.gate != Gate::None).then_some(&gate as &(dyn Fn(&mut [T]) + Sync));
+            let y = Engine::new(self.precision).forward_then(g, &Stored(x), w, bias, then);
             Ok((T::to_cpu_storage_owned(y), Shape::from((g.n, g.oh, g.ow, g.co))))
         })
     }
@@ -317,8 +366,7 @@ fn grad_bias(name: &'static str, bias: &Tensor, grad: &Tensor) -> Result<Option<
         return Ok(None);
     }
     by_dtype!(name, grad.dtype(), T => {
-        let mut sums = vec![T::from_f64(0.0); bias.elem_count()];
-        add_rows(View::new(grad).slice::<T>(name)?, &mut sums);
+        let sums = column_sums(View::new(grad).slice::<T>(name)?, bias.elem_count());
         Ok(Some(Tensor::from_vec(sums, bias.shape(), grad.device())?))
     })
 }
@@ -348,7 +396,29 @@ fn composed(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, config: &Conv2dC
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{assert_same, normal};
+    use crate::testing::{assert_close, assert_same, normal};
+    use candle_core::DType;
+
+    #[test]
+    fn an_activation_behind_is_the_same_in_a_graph_and_outside() -> Result<()> {
+        for (groups, gate) in [(1, Gate::Silu), (40, Gate::Silu), (2, Gate::Gelu)] {
+            let config = Conv2dConfig { padding: (1, 1), groups, ..Conv2dConfig::default() };
+            for (dtype, tol) in [(DType::F64, 1e-12), (DType::F32, 1e-6)] {
+                let [x, w, b] =
+                    [normal(&[2, 30, 41, 40], 1)?, normal(&[40, 40 / groups, 3, 3], 2)?, normal(&[40], 3)?];
+                let [x, w, b] = [x.to_dtype(dtype)?, w.to_dtype(dtype)?, b.to_dtype(dtype)?];
+                for bias in [Some(&b), None] {
+                    let expected = gate.apply(&conv2d_nhwc(&x, &w, bias, &config)?)?;
+                    assert_close(&conv2d_nhwc_then(&x, &w, bias, &config, gate)?, &expected, tol)?;
+                    let variable = candle_core::Var::from_tensor(&w)?;
+                    let y = conv2d_nhwc_then(&x, variable.as_tensor(), bias, &config, gate)?;
+                    assert_close(&y, &expected, tol)?;
+                    assert!(y.sum_all()?.backward()?.get(variable.as_tensor()).is_some());
+                }
+            }
+        }
+        Ok(())
+    }
 
     #[test]
     fn the_composition_is_the_same_function() -> Result<()> {

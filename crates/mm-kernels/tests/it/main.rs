@@ -7,6 +7,7 @@ mod golden;
 mod golden_conv;
 mod gradients;
 mod gradients_conv;
+mod gradients_fused;
 mod layers;
 mod optimisers;
 mod traps;
