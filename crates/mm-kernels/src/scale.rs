@@ -216,7 +216,8 @@ mod tests {
             assert_same(|x| scale_channels(&x[0], &x[1]), |x| x[0].broadcast_mul(&x[1]), &x)?;
         }
         for (rows, width) in [(3, 5), (90, 700)] {
-            let x = [normal(&[rows, width, 1], 1)?, normal(&[rows], 2)?];
+            // Sums over a row of order one: the composition adds them up one by one, and rounds as often.
+            let x = [(normal(&[rows, width, 1], 1)? / (width as f64).sqrt())?, normal(&[rows], 2)?];
             let composed = |x: &[Tensor]| x[0].broadcast_mul(&x[1].reshape((rows, 1, 1))?);
             assert_same(|x| scale_rows(&x[0], &x[1]), composed, &x)?;
         }

@@ -4,7 +4,7 @@
 use super::geometry::Geometry;
 use crate::host::Real;
 use crate::rowwise::{Columns, Floats, over};
-use crate::scratch::Shared;
+use crate::scratch::{self, Bytes, Shared};
 use crate::simd::Isa;
 use rayon::prelude::*;
 
@@ -38,10 +38,13 @@ impl Axis {
     #[inline(always)]
     fn at(&self, o: usize, k: usize) -> Option<usize> {
         let i = o as isize * self.stride + k as isize * self.dilation - self.padding;
-        (self.divisor == 1 || i % self.divisor == 0)
-            .then(|| i / self.divisor)
-            .filter(|&at| i >= 0 && at < self.source as isize)
-            .map(|at| at as usize)
+        // A division costs as much as several products: only where there is something to divide.
+        let at = match self.divisor {
+            1 => i,
+            divisor if i % divisor == 0 => i / divisor,
+            _ => return None,
+        };
+        (i >= 0 && at < self.source as isize).then_some(at as usize)
     }
 
     /// The places that meet all taps `first .. first + count`, if neighbours read neighbours.
@@ -135,7 +138,7 @@ impl<T: Real> Columns<T> for Row<'_, T> {
 
 /// `(h, w)` results for each of `n` images of `source`.
 #[allow(clippy::too_many_arguments)] // one call for the forward pass, one for the gradient
-fn correlate<T: Real>(
+fn correlate<T: Real + Bytes>(
     isa: Isa,
     n: usize,
     (h, w): (usize, usize),
@@ -153,18 +156,17 @@ fn correlate<T: Real>(
     );
     assert_eq!(taps.len(), rows.taps * columns.taps * channels, "a kernel element per tap and channel");
     assert!(bias.is_none_or(|bias| bias.len() == channels), "a bias per channel");
-    let mut y = vec![T::zero(); n * h * w * channels];
     let inside = columns.inside(0, columns.taps, w);
     let pieces = w.div_ceil(PIECE);
-    let out = Shared::new(y.as_mut_ptr());
-    let job = |j: usize| {
+    let len = n * h * w * channels;
+    let job = |out: Shared<T>, j: usize| {
         let (image, row, piece) = (j / pieces / h, j / pieces % h, j % pieces);
         let read: Vec<(usize, usize)> = (0..rows.taps)
             .filter_map(|k| Some((rows.at(row, k)?, k * columns.taps)))
             .map(|(at, tap)| ((image * rows.source + at) * columns.source * channels, tap))
             .collect();
         let span = piece * PIECE..w.min((piece + 1) * PIECE);
-        let len = span.len() * channels;
+        let size = span.len() * channels;
         // SAFETY: pieces of rows do not overlap, and end within y.
         let y = unsafe { out.get().add(((image * h + row) * w + span.start) * channels) };
         let mut row = Row {
@@ -182,16 +184,20 @@ fn correlate<T: Real>(
         unsafe { over(isa, channels, &mut row) };
         if let Some(then) = then {
             // SAFETY: the piece of y that has just been written, which is this job's own.
-            then(unsafe { std::slice::from_raw_parts_mut(y, len) });
+            then(unsafe { std::slice::from_raw_parts_mut(y, size) });
         }
     };
     let jobs = n * h * pieces;
-    if y.len() * rows.taps * columns.taps < SMALL {
-        (0..jobs).for_each(job);
-    } else {
-        (0..jobs).into_par_iter().for_each(job);
-    }
-    y
+    let fill = |y: *mut T| {
+        let y = Shared::new(y);
+        if len * rows.taps * columns.taps < SMALL {
+            (0..jobs).for_each(|j| job(y, j));
+        } else {
+            (0..jobs).into_par_iter().for_each(|j| job(y, j));
+        }
+    };
+    // SAFETY: the jobs are all pieces of all rows of all images, and each writes its own, all channels of it.
+    unsafe { scratch::filled(len, fill) }
 }
 
 /// Kernel elements tap by tap, in the order of `order`, channels side by side.
@@ -201,7 +207,7 @@ fn by_tap<T: Real>(w: &[T], channels: usize, order: impl Iterator<Item = usize>)
 }
 
 /// `y` of `x`.
-pub(super) fn forward<T: Real>(
+pub(super) fn forward<T: Real + Bytes>(
     isa: Isa,
     g: &Geometry,
     x: &[T],
@@ -224,7 +230,7 @@ pub(super) fn forward<T: Real>(
 }
 
 /// `dx` of `dy`: input i meets tap k at output (i + padding - k dilation) / stride.
-pub(super) fn grad_input<T: Real>(isa: Isa, g: &Geometry, dy: &[T], w: &[T]) -> Vec<T> {
+pub(super) fn grad_input<T: Real + Bytes>(isa: Isa, g: &Geometry, dy: &[T], w: &[T]) -> Vec<T> {
     let axis = |source, taps, stride: usize, dilation: usize, padding: usize| Axis {
         source,
         taps,

@@ -48,7 +48,11 @@ where
         let job = |&(start, group, phase, block, first): &(usize, usize, &Phase, usize, usize)| {
             let w = &w[group * group_size..][..group_size];
             let row = F::PRODUCTS.len() * phase.taps.len() * width;
-            // Lanes are turned round sixteen at a time, all taps of a unit together.
+            // Lanes are turned round sixteen at a time, all taps of a unit together; of a single tap, sixteen inputs.
+            if c.kernel == 1 {
+                let units = first..(first + 64).min(units);
+                return single::<T, F>(isa, c, w, (phase, block, width), units, (out, start));
+            }
             let mut turned = vec![T::zero(); F::PER_UNIT * c.kernel.next_multiple_of(BLOCK) * BLOCK];
             let mut rows = [[T::zero(); BLOCK]; BLOCK];
             for lane in (0..width).step_by(BLOCK) {
@@ -104,4 +108,65 @@ where
     let mut packed = Buffer::new(total);
     fill(packed.as_mut_ptr());
     packed
+}
+
+/// The units of a kernel of one tap, a matrix of outputs and inputs, from `start` on.
+fn single<T: Real + Bytes, F: Format<T>>(
+    isa: Isa,
+    c: &Correlation,
+    w: &[T],
+    (phase, block, width): (&Phase, usize, usize),
+    units: std::ops::Range<usize>,
+    (out, start): (Shared<F::Unit>, usize),
+) {
+    let row = F::PRODUCTS.len() * phase.taps.len() * width;
+    let mut rows = [[T::zero(); BLOCK]; BLOCK];
+    let mut turned = [T::zero(); BLOCK * BLOCK];
+    for lane in (0..width).step_by(BLOCK) {
+        let output = block * width + lane;
+        let lanes = BLOCK.min(width - lane);
+        let valid = lanes.min(c.outputs.saturating_sub(output));
+        for unit in units.clone().step_by(BLOCK / F::PER_UNIT) {
+            let input = unit * F::PER_UNIT;
+            let inputs = BLOCK.min(c.inputs - input);
+            if c.transposed {
+                turned.fill(T::zero());
+                let lines = turned.as_chunks_mut::<BLOCK>().0.iter_mut().enumerate();
+                for (k, turned) in lines.take(if valid > 0 { inputs } else { 0 }) {
+                    turned[..valid].copy_from_slice(&w[(input + k) * c.outputs + output..][..valid]);
+                }
+            } else {
+                for (o, row) in rows.iter_mut().enumerate() {
+                    if o >= valid {
+                        *row = [T::zero(); BLOCK];
+                        continue;
+                    }
+                    let from = &w[(output + o) * c.inputs + input..];
+                    // Numbers of a known count are copied without a call.
+                    match from.first_chunk::<BLOCK>().filter(|_| inputs == BLOCK) {
+                        Some(from) => *row = *from,
+                        None => {
+                            *row = [T::zero(); BLOCK];
+                            row[..inputs].copy_from_slice(&from[..inputs]);
+                        }
+                    }
+                }
+                transpose(isa, &rows, &mut turned, BLOCK, BLOCK);
+            }
+            let here = (units.end - unit).min(BLOCK / F::PER_UNIT);
+            for (u, numbers) in turned.chunks_exact(BLOCK * F::PER_UNIT).enumerate().take(here) {
+                let (one, two) = (&numbers[..BLOCK], &numbers[(F::PER_UNIT - 1) * BLOCK..][..BLOCK]);
+                for (p, &(_, plane)) in F::PRODUCTS.iter().enumerate() {
+                    for t in 0..phase.taps.len() {
+                        let tap = p * phase.taps.len() + t;
+                        let at = start + (unit + u - units.start) * row + tap * width + lane;
+                        for o in 0..lanes {
+                            // SAFETY: the caller's job owns the rows of these units.
+                            unsafe { out.get().add(at + o).write(F::unit(one[o], two[o], plane)) };
+                        }
+                    }
+                }
+            }
+        }
+    }
 }
