@@ -1,6 +1,7 @@
 //! An experiment as its file `experiments/<name>.toml` describes it.
 
-use super::methods::{FUSIONS, METHODS};
+use super::methods::{FUSIONS, METHODS, UNIMODAL};
+use super::preset::{self, Preset};
 use super::settings;
 use super::tuned::{Tune, Tuned, WHOLE};
 use crate::suggest::choose;
@@ -21,6 +22,12 @@ pub(crate) struct Experiment {
     pub(crate) title: String,
     /// What the data are and what they are not; printed above the table.
     pub(crate) note: String,
+    /// How long and at what size is trained; printed behind the note.
+    #[serde(default)]
+    pub(crate) schedule: String,
+    /// Other sizes of it, by name.
+    #[serde(default)]
+    pub(crate) presets: BTreeMap<String, Preset>,
     /// How parts are split, models selected and tested.
     pub(crate) protocol: String,
     /// What the confidence intervals do not cover.
@@ -141,6 +148,12 @@ pub(crate) struct Reference {
     pub(crate) value: String,
     /// Where it is from, and how far it compares.
     pub(crate) source: String,
+    /// The method whose row it stands beside; `unimodal:<modality>` for one modality alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) method: Option<String>,
+    /// The fusion of that row; without it, the experiment's first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) fusion: Option<String>,
 }
 
 /// Whether methods may differ in this setting: only in `method` and `optim`, for data, model and budget are shared.
@@ -209,6 +222,18 @@ impl Experiment {
             choose("method", method, &METHODS)?;
             if let Some(key) = settings.set.keys().find(|key| !of_method(key)) {
                 bail!("methods.{method} sets `{key}`: all methods share data, model and budget");
+            }
+        }
+        preset::check(self)?;
+        for reference in &self.reference {
+            if let Some(method) = &reference.method {
+                match method.split_once(':') {
+                    Some((UNIMODAL, modality)) => _ = choose("modality", modality, &modalities)?,
+                    _ => _ = choose("method", method, &METHODS)?,
+                }
+            }
+            if let Some(fusion) = &reference.fusion {
+                choose("fusion", fusion, &FUSIONS)?;
             }
         }
         let mut folds: Vec<&str> = self.fold_names();

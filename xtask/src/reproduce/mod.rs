@@ -8,6 +8,7 @@ mod pack;
 mod plan;
 mod pool;
 mod present;
+mod preset;
 mod progress;
 mod record;
 mod report;
@@ -77,6 +78,9 @@ pub(crate) struct Args {
     /// Do again what is done
     #[arg(long)]
     pub(crate) fresh: bool,
+    /// Its size: smoke, reduced or paper, where the experiment has them [default: reduced]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) preset: Option<String>,
     /// A setting of every run, such as optim.lr=0.01; may be given several times
     #[arg(long, value_name = "KEY=VALUE")]
     pub(crate) set: Vec<String>,
@@ -93,6 +97,7 @@ Examples:
   cargo xtask reproduce ravdess-features --folds fold0,fold3  two of the five folds
   cargo xtask reproduce ravdess-audio --data ~/data           from raw wav files: Conformer and ResNet-18
   cargo xtask reproduce cremad                                ResNet-18 on sound and faces, on a generated stand-in
+  cargo xtask reproduce cremad --preset smoke                 the same path in minutes
   cargo xtask reproduce --fusion film,gated --out film-gated  other fusions, other folder
   cargo xtask reproduce --set optim.lr=0.01 --dry-run         what would be run
 
@@ -125,6 +130,9 @@ fn one(args: &Args) -> Result<ExitCode> {
     let folder = experiments();
     let mut experiment = Experiment::load(&folder, &args.experiment)?;
     experiment.tuned = Tuned::load(&folder, &experiment)?;
+    if let Some(name) = &args.preset {
+        experiment = preset::apply(experiment, name)?;
+    }
     if args.data.is_none() {
         experiment = experiment.on_stand_in();
     }
@@ -133,7 +141,8 @@ fn one(args: &Args) -> Result<ExitCode> {
         Err(_) if args.dry_run => "{data}".to_owned(),
         found => found?,
     };
-    let out = args.out.clone().unwrap_or_else(|| root().join("reproduce").join(&experiment.name));
+    let out =
+        args.out.clone().unwrap_or_else(|| root().join("reproduce").join(usual_folder(args, &experiment)));
     let layout = Layout::new(std::path::absolute(out)?);
     let (folders, pack) = pack::planned(&experiment, &layout, data)?;
     let runs = plan::plan(&experiment, &selection, &folders)?;
@@ -176,6 +185,14 @@ fn one(args: &Args) -> Result<ExitCode> {
 /// The folder of the experiment files: `MM_EXPERIMENTS` if that is set, else the workspace's.
 fn experiments() -> PathBuf {
     std::env::var_os("MM_EXPERIMENTS").map_or_else(|| root().join("experiments"), PathBuf::from)
+}
+
+/// The folder below `reproduce`: one for each size of an experiment.
+fn usual_folder(args: &Args, experiment: &Experiment) -> String {
+    match args.preset.as_deref() {
+        None | Some(preset::PLAIN) => experiment.name.clone(),
+        Some(preset) => format!("{}-{preset}", experiment.name),
+    }
 }
 
 fn interrupted(layout: &Layout, runs: &[Run], fresh: bool) -> ExitCode {

@@ -1,6 +1,7 @@
 //! A report as a document: the table, how to read it, and where it comes from.
 
 use super::agreement::{self, Table};
+use super::experiment::Reference;
 use super::methods::{ENSEMBLE, UNIMODAL};
 use super::progress::clock;
 use super::report::Report;
@@ -31,6 +32,9 @@ impl Report {
                 rows: self
                     .reference
                     .iter()
+                    .filter(|r| {
+                        r.method.is_none() || !self.rows.iter().any(|row| stands_beside(r, row, &self.rows))
+                    })
                     .map(|r| vec![r.label.clone(), r.value.clone(), r.source.trim().to_owned()])
                     .collect(),
                 left: vec![2],
@@ -46,9 +50,12 @@ impl Report {
         let fusions = self.several_fusions();
         let mut head = vec!["method".to_owned()];
         head.extend(fusions.then(|| "fusion".to_owned()));
-        head.extend(["accuracy", "macro F1", "ECE", "vs joint [95 %]"].map(str::to_owned));
+        head.push("accuracy".to_owned());
+        let published = self.reference.iter().any(|reference| reference.method.is_some());
+        head.extend(published.then(|| "published".to_owned()));
+        head.extend(["macro F1", "ECE", "vs joint [95 %]"].map(str::to_owned));
         head.extend(self.modalities.iter().map(|name| format!("{name} probe")));
-        head.push("s/run".to_owned());
+        head.extend(["epoch / joint", "s/run"].map(str::to_owned));
         let rows = self.rows.iter().map(|row| {
             let failed = row.failed == row.runs.len();
             let shown =
@@ -59,15 +66,24 @@ impl Report {
             }
             let mut cells = vec![label];
             cells.extend(fusions.then(|| row.fusion.clone().unwrap_or_else(|| "-".to_owned())));
-            cells.extend([row.accuracy, row.macro_f1, row.ece].map(|stat| shown(stat.map(percent))));
+            cells.push(shown(row.accuracy.map(percent)));
+            cells.extend(published.then(|| self.published(row).unwrap_or_else(|| "-".to_owned())));
+            cells.extend([row.macro_f1, row.ece].map(|stat| shown(stat.map(percent))));
             cells.push(row.difference_from_joint.map_or_else(|| "-  ".to_owned(), points));
             cells.extend(self.modalities.iter().map(|name| probe(row, name)));
+            cells.push(row.epoch_over_joint.map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.2}")));
             let seconds = row.seconds.get("total").map(|stat| format!("{:.1}", stat.mean));
             cells.push(seconds.unwrap_or_else(|| "-".to_owned()));
             cells
         });
         let rows = rows.collect();
         Grid { head, rows, left: if fusions { vec![1] } else { vec![] } }
+    }
+
+    /// What another's table says of this row.
+    fn published(&self, row: &Row) -> Option<String> {
+        let found = self.reference.iter().find(|reference| stands_beside(reference, row, &self.rows))?;
+        Some(found.value.clone())
     }
 
     fn several_fusions(&self) -> bool {
@@ -127,6 +143,20 @@ impl Report {
         if self.rows.iter().any(|row| row.method == ENSEMBLE) {
             notes.push("The time of `ensemble` is that of its members, the rows `unimodal`.".to_owned());
         }
+        if self.rows.iter().any(|row| row.epoch_over_joint.is_some()) {
+            notes.push(
+                "epoch / joint: time of an epoch, validation included, over that of joint training; the median over \
+                 seeds and folds, measured with other runs beside it: rough."
+                    .to_owned(),
+            );
+        }
+        let mut sources: Vec<&str> = Vec::new();
+        for reference in self.reference.iter().filter(|reference| reference.method.is_some()) {
+            if !sources.contains(&reference.source.trim()) {
+                sources.push(reference.source.trim());
+            }
+        }
+        notes.extend(sources.iter().map(|source| format!("published: {source}")));
         if let Some(best) = agreement::best(&self.rows) {
             notes.push(format!("Best method by validation accuracy: {}.", best.variant().label()));
         }
@@ -214,6 +244,13 @@ impl Report {
         lines.push(format!("command: `{}`", self.command));
         lines
     }
+}
+
+/// Whether a number from elsewhere is of the method and fusion of this row.
+fn stands_beside(reference: &Reference, row: &Row, rows: &[Row]) -> bool {
+    let fusion = || rows.iter().find_map(|row| row.fusion.as_ref());
+    reference.method.as_ref().is_some_and(|method| *method == row.variant().tuned_name())
+        && (row.fusion.is_none() || reference.fusion.as_ref().or_else(fusion) == row.fusion.as_ref())
 }
 
 fn agreement_grid(table: &Table) -> Grid {

@@ -40,6 +40,9 @@ pub(crate) struct Record {
     /// Time: `train`, `total`.
     #[serde(default, deserialize_with = "numbers")]
     pub(crate) seconds: BTreeMap<String, f64>,
+    /// Epochs that were trained.
+    #[serde(default)]
+    pub(crate) epochs: Option<u64>,
     /// Whether the test part selected the model.
     #[serde(default)]
     pub(crate) selected_on_test: bool,

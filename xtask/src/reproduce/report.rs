@@ -169,7 +169,7 @@ impl Report {
             format: FORMAT,
             experiment: experiment.name.clone(),
             title: experiment.title.clone(),
-            note: experiment.note.trim().to_owned(),
+            note: format!("{} {}", experiment.note.trim(), experiment.schedule.trim()).trim().to_owned(),
             protocol: experiment.protocol.trim().to_owned(),
             protocol_of_runs: OneOrMany::of(records.iter().filter_map(|record| record.protocol.as_ref()))
                 .values(),

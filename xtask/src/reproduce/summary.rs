@@ -1,6 +1,6 @@
 //! Numbers over runs: means, spreads, and differences from joint training.
 
-use super::methods::{JOINT, UNIMODAL};
+use super::methods::{BASELINES, JOINT, UNIMODAL, USUAL};
 use super::plan::{Run, Variant};
 use super::record::Record;
 use anyhow::Result;
@@ -80,6 +80,8 @@ pub(crate) struct Row {
     pub(crate) shapley: BTreeMap<String, Stat>,
     /// Test accuracy minus that of joint training.
     pub(crate) difference_from_joint: Option<Difference>,
+    /// Time of an epoch over that of joint training, the median over runs with the same seed and fold.
+    pub(crate) epoch_over_joint: Option<f64>,
     /// Mean seconds of a run: `train`, `total`.
     pub(crate) seconds: BTreeMap<String, Stat>,
     /// Folders of the runs, relative to the output folder.
@@ -119,7 +121,8 @@ impl Row {
     }
 }
 
-/// The rows of the table, in the order of `variants`.
+/// The rows of the table, in the order of `variants`; where there are more methods than usual, the baselines first and
+/// the others by falling accuracy.
 pub(crate) fn rows(
     variants: &[Variant],
     runs: &[Run],
@@ -128,10 +131,18 @@ pub(crate) fn rows(
 ) -> Result<Vec<Row>> {
     let separate = separate(runs, outcomes)?;
     let first_fusion = variants.iter().find(|v| v.method == JOINT).and_then(|v| v.fusion.clone());
-    variants
+    let mut rows = variants
         .iter()
         .map(|variant| row(variant, runs, outcomes, &separate, first_fusion.as_ref(), &relative))
-        .collect()
+        .collect::<Result<Vec<_>>>()?;
+    if variants.len() > USUAL.len() + 1 {
+        let rank = |row: &Row| match &row.accuracy {
+            _ if BASELINES.contains(&row.method) => f64::NEG_INFINITY,
+            accuracy => -accuracy.as_ref().map_or(f64::NEG_INFINITY, |accuracy| accuracy.mean),
+        };
+        rows.sort_by(|a, b| rank(a).total_cmp(&rank(b)));
+    }
+    Ok(rows)
 }
 
 fn row(
@@ -146,11 +157,12 @@ fn row(
     let records: Vec<&Record> = mine.iter().filter_map(|(_, outcome)| outcome.as_ref().ok()).collect();
     let joint =
         Variant { method: JOINT, modality: None, fusion: variant.fusion.as_ref().or(first_fusion).cloned() };
-    let difference_from_joint = if *variant == joint {
-        None
-    } else {
-        difference(&mine, &of(&joint, runs, outcomes).collect::<Vec<_>>())?
-    };
+    let (mut difference_from_joint, mut epoch_over_joint) = (None, None);
+    if *variant != joint {
+        let joint: Vec<(&Run, &Outcome)> = of(&joint, runs, outcomes).collect();
+        difference_from_joint = difference(&mine, &joint)?;
+        epoch_over_joint = cost(&mine, &joint);
+    }
     let mut other = each(&records, |record| &record.test)?;
     let mut take = |name: &str| other.remove(name);
     Ok(Row {
@@ -168,6 +180,7 @@ fn row(
         modality_gap: each(&records, |record| &record.modality_gap)?,
         shapley: each(&records, |record| &record.shapley)?,
         difference_from_joint,
+        epoch_over_joint,
         seconds: each(&records, |record| &record.seconds)?,
         runs: mine.iter().map(|(run, _)| relative(run)).collect(),
         failed: mine.len() - records.len(),
@@ -278,6 +291,27 @@ fn difference(mine: &[(&Run, &Outcome)], joint: &[(&Run, &Outcome)]) -> Result<O
     }))
 }
 
+/// The median over runs with the same seed and fold of the time of an epoch over that of joint training.
+fn cost(mine: &[(&Run, &Outcome)], joint: &[(&Run, &Outcome)]) -> Option<f64> {
+    let epoch = |outcome: &Outcome| {
+        let record = outcome.as_ref().ok()?;
+        let epochs = record.epochs.filter(|&epochs| epochs > 0)?;
+        Some(record.seconds.get("train")? / epochs as f64)
+    };
+    let ratio = |(run, outcome): &(&Run, &Outcome)| {
+        let twin = joint.iter().find(|(other, _)| other.seed == run.seed && other.fold == run.fold)?;
+        Some(epoch(outcome)? / epoch(twin.1)?).filter(|ratio| ratio.is_finite())
+    };
+    let mut ratios: Vec<f64> = mine.iter().filter_map(ratio).collect();
+    ratios.sort_by(f64::total_cmp);
+    let middle = ratios.len() / 2;
+    match ratios.len() {
+        0 => None,
+        n if n % 2 == 1 => Some(ratios[middle]),
+        _ => Some((ratios[middle - 1] + ratios[middle]) / 2.0),
+    }
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
@@ -309,6 +343,42 @@ pub(crate) mod tests {
 
     fn close(a: f64, b: f64) {
         assert!((a - b).abs() < 1e-12, "{a} is not {b}");
+    }
+
+    #[test]
+    fn the_time_of_an_epoch_is_compared_run_by_run() {
+        let (runs, mut outcomes, _) = fabricated();
+        for (run, outcome) in runs.iter().zip(&mut outcomes) {
+            if let Ok(record) = outcome {
+                // Two epochs of joint training take 2 s, 4 s, …; four of MLB 1.5 times, 3 times, 4.5 times as long.
+                let place =
+                    1.0 + run.seed as f64 + if run.fold.as_deref() == Some("fold2") { 2.0 } else { 0.0 };
+                let mlb = run.variant.method == "mlb";
+                record.epochs = Some(if mlb { 4 } else { 2 });
+                let factor = if mlb { 2.0 * 1.5 * place } else { 1.0 };
+                record.seconds.insert("train".to_owned(), 2.0 * place * factor);
+            }
+        }
+        let (experiment, selection, _) = small("--method unimodal,joint,mlb");
+        let rows =
+            rows(&variants(&experiment, &selection), &runs, &outcomes, Layout::relative).expect("finite");
+        assert_eq!(rows[2].epoch_over_joint, None);
+        close(rows[3].epoch_over_joint.expect("three pairs"), 3.0);
+        close(rows[0].epoch_over_joint.expect("four pairs"), 1.0);
+    }
+
+    #[test]
+    fn many_methods_are_ranked_behind_the_baselines() {
+        let (experiment, selection, runs) = small("--method all");
+        let accuracy = |method: &str| 0.3 + (method.len() % 7) as f64 / 10.0;
+        let outcomes: Vec<Outcome> =
+            runs.iter().map(|run| Ok(record(accuracy(run.variant.method), 0.5, 0.5))).collect();
+        let rows =
+            rows(&variants(&experiment, &selection), &runs, &outcomes, Layout::relative).expect("finite");
+        let baselines = rows.iter().take_while(|row| BASELINES.contains(&row.method)).count();
+        assert_eq!(baselines, BASELINES.len() + 1, "two modalities alone");
+        let rest: Vec<f64> = rows[baselines..].iter().map(|row| row.accuracy.expect("runs").mean).collect();
+        assert!(rest.len() > 20 && rest.windows(2).all(|pair| pair[0] >= pair[1]), "{rest:?}");
     }
 
     #[test]

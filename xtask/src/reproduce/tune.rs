@@ -34,7 +34,7 @@ pub(crate) struct Args {
     /// The folder with the data sets [default: ../shared/data beside the workspace, if it exists]
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
-    /// Methods to try; with less than all, the grid is printed and no choice is written
+    /// Methods to try, or all; with less than the experiment's usual ones, the grid is printed and no choice is written
     #[arg(long, value_name = "NAME[,NAME]", value_delimiter = ',')]
     method: Vec<String>,
     /// Only the first so many seeds of the grid; the grid is printed and no choice is written
@@ -61,6 +61,7 @@ const EXAMPLES: &str = "\
 Examples:
   cargo xtask tune                                       the synthetic data, on other data sets than the reported ones
   cargo xtask tune cremad-perception --data ~/data       writes experiments/cremad-perception.tuned.toml
+  cargo xtask tune --method all                          all methods, not only those of the four papers
   cargo xtask tune ravdess-features --method mlb,joint   a look at two methods, writes no choice
 
 Exit codes: 0 all runs are done; 1 a run failed, no choice is written; 2 the command line or the data are not right;
@@ -136,6 +137,7 @@ fn selected(experiment: &Experiment, tune: &Tune, args: &Args) -> Result<(Select
         jobs: None,
         device: args.device.clone(),
         fresh: args.fresh,
+        preset: None,
         set: Vec::new(),
         dry_run: args.dry_run,
     };
@@ -149,7 +151,7 @@ fn selected(experiment: &Experiment, tune: &Tune, args: &Args) -> Result<(Select
         selection.seeds.truncate(seeds as usize);
     }
     let all = Selection::new(experiment, &super::Args { method: Vec::new(), ..wanted })?;
-    let every = all.methods.iter().filter(|&&method| method != ENSEMBLE).eq(&selection.methods);
+    let every = all.methods.iter().all(|method| *method == ENSEMBLE || selection.methods.contains(method));
     let whole = every && selection.seeds.len() == tune.seeds.len();
     Ok((selection, whole))
 }

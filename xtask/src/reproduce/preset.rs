@@ -1,0 +1,150 @@
+//! Presets: one experiment at several sizes, `--preset smoke | reduced | paper`.
+
+use super::experiment::Experiment;
+use super::methods::{FUSIONS, METHODS};
+use super::settings::overlay;
+use crate::error::usage;
+use crate::suggest::choose;
+use anyhow::Result;
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use toml::Table;
+
+/// The name of an experiment as its file describes it, without a preset.
+pub(crate) const PLAIN: &str = "reduced";
+
+/// What a preset sets differently; everything that it does not name stays as it is.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Preset {
+    /// What the schedule is; replaces the experiment's sentence below the table's title.
+    pub(crate) schedule: String,
+    /// How parts are split, models selected and tested.
+    protocol: Option<String>,
+    /// Number of seeds.
+    seeds: Option<u64>,
+    /// Which folds.
+    folds: Option<Vec<String>>,
+    /// Methods unless `--method` says otherwise.
+    methods: Option<Vec<String>>,
+    /// Fusions unless `--fusion` says otherwise.
+    fusions: Option<Vec<String>>,
+    /// Settings laid over the configuration that all runs share.
+    #[serde(default)]
+    set: Table,
+    /// Settings laid over the recipe of the pack.
+    #[serde(default)]
+    recipe: Table,
+    /// Options of `mm data synth` laid over those of the stand-in.
+    #[serde(default)]
+    synth: Table,
+}
+
+/// Refuses a preset that would only fail when it is asked for.
+pub(crate) fn check(experiment: &Experiment) -> Result<()> {
+    let folds = experiment.fold_names();
+    for preset in experiment.presets.values() {
+        for method in preset.methods.iter().flatten() {
+            choose("method", method, &METHODS)?;
+        }
+        for fusion in preset.fusions.iter().flatten() {
+            choose("fusion", fusion, &FUSIONS)?;
+        }
+        for fold in preset.folds.iter().flatten() {
+            choose("fold", fold, &folds)?;
+        }
+    }
+    Ok(())
+}
+
+/// The experiment under a preset.
+pub(crate) fn apply(mut experiment: Experiment, name: &str) -> Result<Experiment> {
+    if name == PLAIN && !experiment.presets.contains_key(PLAIN) {
+        return Ok(experiment);
+    }
+    if experiment.presets.is_empty() {
+        return Err(usage(format!(
+            "--preset {name}: the experiment {} has one size only; leave --preset out",
+            experiment.name
+        )));
+    }
+    let presets: BTreeMap<String, Preset> = std::mem::take(&mut experiment.presets);
+    let mut names: Vec<&str> = presets.keys().map(String::as_str).collect();
+    names.push(PLAIN);
+    let name = choose("preset", name, &names).map_err(|error| usage(error.to_string()))?;
+    let Some(preset) = presets.get(name).cloned() else { return Ok(experiment) };
+    for title in [
+        Some(&mut experiment.title),
+        experiment.prepare.as_mut().and_then(|p| p.synth.as_mut()).map(|s| &mut s.title),
+    ]
+    .into_iter()
+    .flatten()
+    {
+        let plain = title.strip_suffix(&format!(" ({PLAIN})")).unwrap_or(title);
+        *title = format!("{plain} ({name})");
+    }
+    experiment.schedule = preset.schedule;
+    if let Some(protocol) = preset.protocol {
+        experiment.protocol = protocol;
+    }
+    experiment.seeds = preset.seeds.unwrap_or(experiment.seeds);
+    if let Some(folds) = preset.folds {
+        experiment.folds.retain(|fold| folds.contains(&fold.name));
+    }
+    if let Some(methods) = preset.methods {
+        experiment.methods_by_default = methods;
+    }
+    if let Some(fusions) = preset.fusions {
+        experiment.fusions = fusions;
+    }
+    overlay(&mut experiment.base, &preset.set);
+    if let Some(prepare) = &mut experiment.prepare {
+        overlay(&mut prepare.recipe, &preset.recipe);
+        if let Some(synth) = &mut prepare.synth {
+            overlay(&mut synth.set, &preset.synth);
+        }
+    }
+    Ok(experiment)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::reproduce::experiment::tests::SMALL;
+
+    const PRESET: &str = "[presets.smoke]\nschedule = \"One epoch.\"\nfolds = [\"fold1\"]\nseeds = 1\n\
+                          methods = [\"joint\"]\nset = { train.epochs = 1 }\n";
+
+    fn with(preset: &str) -> Result<Experiment> {
+        let head = "[[folds]]\n        name = \"fold1\"";
+        Experiment::parse("small", &SMALL.replacen(head, &format!("{preset}{head}"), 1))
+    }
+
+    #[test]
+    fn a_preset_changes_what_it_names_and_nothing_else() {
+        let plain = with(PRESET).expect("valid");
+        let small = apply(plain.clone(), "smoke").expect("known");
+        assert_eq!(
+            (small.title.as_str(), small.seeds, small.fold_names()),
+            ("Small (smoke)", 1, vec!["fold1"])
+        );
+        assert_eq!(small.methods_by_default, ["joint"]);
+        assert_eq!(small.schedule, "One epoch.");
+        assert_eq!(small.base["train"]["epochs"].as_integer(), Some(1));
+        assert_eq!(small.base["data"], plain.base["data"]);
+        let same = apply(plain, "reduced").expect("the plain one");
+        assert_eq!((same.title.as_str(), same.seeds, same.folds.len()), ("Small", 2, 2));
+    }
+
+    #[test]
+    fn unknown_names_are_refused_with_what_there_is() {
+        let refused = |of: Result<Experiment>, says: &str| {
+            let error = of.and_then(|e| apply(e, "smok")).expect_err(says);
+            assert!(format!("{error:#}").contains(says), "{error:#}");
+        };
+        refused(with(PRESET), "did you mean `smoke`?");
+        refused(with(""), "one size only");
+        refused(with(&PRESET.replace("fold1", "fold9")), "fold9");
+        refused(with(&PRESET.replace("joint", "jiont")), "did you mean `joint`?");
+    }
+}
