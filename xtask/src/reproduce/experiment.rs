@@ -67,6 +67,9 @@ pub(crate) struct Experiment {
     /// The search for a setting of each method.
     #[serde(default)]
     pub(crate) tune: Option<Tune>,
+    /// Whether a stand-in will not do; a preset may say so.
+    #[serde(skip)]
+    pub(crate) real: bool,
     /// What that search chose; read from a file of its own.
     #[serde(skip)]
     pub(crate) tuned: Option<Tuned>,
@@ -259,7 +262,7 @@ impl Experiment {
 
     /// What is generated where no `--data` is given.
     pub(crate) fn stand_in(&self) -> Option<&Synth> {
-        self.prepare.as_ref()?.synth.as_ref()
+        self.prepare.as_ref()?.synth.as_ref().filter(|_| !self.real)
     }
 
     /// The experiment on its stand-in: title and note say so, and numbers of others, which are on the real data, go.

@@ -1,6 +1,6 @@
 //! Presets: one experiment at several sizes, `--preset smoke | reduced | paper`.
 
-use super::experiment::Experiment;
+use super::experiment::{Experiment, Fold};
 use super::methods::{FUSIONS, METHODS};
 use super::settings::overlay;
 use crate::error::usage;
@@ -25,6 +25,11 @@ pub(crate) struct Preset {
     seeds: Option<u64>,
     /// Which folds.
     folds: Option<Vec<String>>,
+    /// Other folds in the place of the experiment's.
+    splits: Option<Vec<Fold>>,
+    /// Whether it is of no use on a stand-in.
+    #[serde(default)]
+    pub(crate) real: bool,
     /// Methods unless `--method` says otherwise.
     methods: Option<Vec<String>>,
     /// Fusions unless `--fusion` says otherwise.
@@ -88,6 +93,10 @@ pub(crate) fn apply(mut experiment: Experiment, name: &str) -> Result<Experiment
         experiment.protocol = protocol;
     }
     experiment.seeds = preset.seeds.unwrap_or(experiment.seeds);
+    experiment.real |= preset.real;
+    if let Some(splits) = preset.splits {
+        experiment.folds = splits;
+    }
     if let Some(folds) = preset.folds {
         experiment.folds.retain(|fold| folds.contains(&fold.name));
     }

@@ -19,12 +19,14 @@
 mod avmnist;
 mod check;
 pub mod cremad;
+mod degrade;
 mod manifest;
 mod ravdess;
 
 pub use check::{Held, Report, check};
+use degrade::Projection;
 
-use crate::audio::{FrontEnd, Planned};
+use crate::audio::{Clip, FrontEnd, Planned};
 use crate::image::{Filter, Frame};
 use crate::pack::{Element, Plan, PlannedModality, Row, WriteProgress, Written, write};
 use crate::video::VideoConfig;
@@ -181,6 +183,9 @@ pub enum Treatment {
         /// Type of the values in the pack.
         #[serde(default = "floats")]
         element: Element,
+        /// Power of the clip over that of white noise that is added to it, in decibels, -60 to 120. Default: no noise.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        noise_db: Option<f64>,
     },
     /// Images as bytes, in one size.
     Image {
@@ -190,6 +195,9 @@ pub enum Treatment {
         size: Option<[usize; 2]>,
         /// 1 for grey, 3 for colour.
         channels: usize,
+        /// Share of their variance over the training part that images keep, above 0, to 1. Default: all of it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        energy: Option<f64>,
     },
     /// The first frames of a clip as bytes, in one size.
     Frames {
@@ -226,10 +234,12 @@ impl Treatment {
     /// What is usual for the first file of a modality.
     fn usual(raw: &Raw) -> Result<Self, DataError> {
         Ok(match raw {
-            Raw::Sound(_) => Self::Sound { front_end: FrontEnd::named("log-mel")?, element: Element::F32 },
+            Raw::Sound(_) => {
+                Self::Sound { front_end: FrontEnd::named("log-mel")?, element: Element::F32, noise_db: None }
+            }
             Raw::Image(path) => {
                 let frame = Frame::open(path)?;
-                Self::Image { size: None, channels: frame.channels }
+                Self::Image { size: None, channels: frame.channels, energy: None }
             }
             Raw::Frames(_) | Raw::Video(_) => Self::Frames { size: None, count: 1, channels: 3, step: None },
             Raw::Array(_) | Raw::Vector(_) | Raw::Missing => Self::Vector,
@@ -253,8 +263,8 @@ pub struct Recipe {
 
 /// A treatment with everything computed that does not depend on the clip.
 enum Ready {
-    Sound(Planned),
-    Image { height: usize, width: usize, channels: usize },
+    Sound { planned: Planned, channel: Option<usize>, noise_db: Option<f64> },
+    Image { height: usize, width: usize, channels: usize, kept: Option<Projection> },
     Frames { height: usize, width: usize, channels: usize, video: VideoConfig, count: usize },
     Vector,
 }
@@ -301,7 +311,13 @@ pub fn prepare_listed(
             Some(treatment) => treatment.clone(),
             None => Treatment::usual(first)?,
         };
-        let (plan, made) = plan(name, first, &treatment)?;
+        let (plan, mut made) = plan(name, first, &treatment)?;
+        if let (Treatment::Image { energy: Some(energy), .. }, Ready::Image { .. }) = (&treatment, &made) {
+            let kept = projection(&listing, name, m, *energy, &made)?;
+            if let Ready::Image { kept: place, .. } = &mut made {
+                *place = Some(kept);
+            }
+        }
         planned.push(plan);
         ready.push(made);
         settings.insert(name.clone(), treatment);
@@ -361,7 +377,8 @@ fn plan(name: &str, first: &Raw, treatment: &Treatment) -> Result<(PlannedModali
         ConfigError::new(format!("inputs.{name}"), "this treatment", rule)
     };
     Ok(match (treatment, first) {
-        (Treatment::Sound { front_end, element }, Raw::Sound(path)) => {
+        (Treatment::Sound { front_end, element, noise_db }, Raw::Sound(path)) => {
+            noise_db.map_or(Ok(()), |decibels| degrade::check_noise(name, decibels))?;
             let planned = front_end.plan()?;
             let frames = planned.open(path)?;
             let [time, bins] = frames.shape;
@@ -379,10 +396,12 @@ fn plan(name: &str, first: &Raw, treatment: &Treatment) -> Result<(PlannedModali
                 }
                 (false, _) => vec![time, bins],
             };
-            (modality(dims, ragged, *element), Ready::Sound(planned))
+            let ready = Ready::Sound { planned, channel: front_end.input().channel, noise_db: *noise_db };
+            (modality(dims, ragged, *element), ready)
         }
-        (Treatment::Image { size, channels }, Raw::Image(path)) => {
+        (Treatment::Image { size, channels, energy }, Raw::Image(path)) => {
             check_channels(name, *channels)?;
+            energy.map_or(Ok(()), |energy| degrade::check_energy(name, energy))?;
             let [height, width] = if let Some(size) = size {
                 *size
             } else {
@@ -392,7 +411,7 @@ fn plan(name: &str, first: &Raw, treatment: &Treatment) -> Result<(PlannedModali
             let modality = modality(vec![1, height, width, *channels], false, Element::U8);
             (
                 PlannedModality { frames: true, ..modality },
-                Ready::Image { height, width, channels: *channels },
+                Ready::Image { height, width, channels: *channels, kept: None },
             )
         }
         (Treatment::Frames { size, count, channels, step }, Raw::Frames(_) | Raw::Video(_)) => {
@@ -426,6 +445,28 @@ fn plan(name: &str, first: &Raw, treatment: &Treatment) -> Result<(PlannedModali
     })
 }
 
+/// What the images of a modality keep, by those of the training part.
+fn projection(
+    listing: &Listing,
+    name: &str,
+    m: usize,
+    energy: f64,
+    ready: &Ready,
+) -> Result<Projection, DataError> {
+    let Some(train) = listing.indices.get("train_index") else {
+        let rule = "needs a data set with a training part of its own: other rows must have no say in it";
+        return Err(ConfigError::new(format!("inputs.{name}.energy"), energy, rule).into());
+    };
+    let Ready::Image { height, width, channels, .. } = *ready else {
+        return Err(ConfigError::new(format!("inputs.{name}.energy"), energy, "is for images").into());
+    };
+    let images = train.iter().filter_map(|&row| match &listing.rows.get(row)?.raw[m] {
+        Raw::Image(path) => Some(Frame::open(path).and_then(|frame| fitted(frame, height, width, channels))),
+        _ => None,
+    });
+    Projection::fit(name, height * width * channels, energy, images)
+}
+
 fn check_channels(name: &str, channels: usize) -> Result<(), ConfigError> {
     if [1, 3].contains(&channels) {
         return Ok(());
@@ -457,9 +498,20 @@ fn fitted(frame: Frame, height: usize, width: usize, channels: usize) -> Result<
 fn treat(id: &str, raw: &Raw, ready: &Ready) -> Result<Option<Row>, DataError> {
     Ok(Some(match (raw, ready) {
         (Raw::Missing, _) => return Ok(None),
-        (Raw::Sound(path), Ready::Sound(planned)) => Row::Floats(planned.open(path)?.values),
-        (Raw::Image(path), Ready::Image { height, width, channels }) => {
-            Row::Bytes(fitted(Frame::open(path)?, *height, *width, *channels)?)
+        (Raw::Sound(path), Ready::Sound { planned, noise_db: None, .. }) => {
+            Row::Floats(planned.open(path)?.values)
+        }
+        (Raw::Sound(path), Ready::Sound { planned, channel, noise_db: Some(decibels) }) => {
+            let mut clip = Clip::open_channel(path, *channel)?;
+            degrade::add_noise(id, &mut clip.samples, *decibels);
+            Row::Floats(planned.apply_named(&path.display().to_string(), &clip)?.values)
+        }
+        (Raw::Image(path), Ready::Image { height, width, channels, kept }) => {
+            let pixels = fitted(Frame::open(path)?, *height, *width, *channels)?;
+            Row::Bytes(match kept {
+                Some(kept) => kept.apply(&pixels),
+                None => pixels,
+            })
         }
         (Raw::Frames(_) | Raw::Video(_), Ready::Frames { height, width, channels, video, count }) => {
             let mut pixels = Vec::with_capacity(count * height * width * channels);
