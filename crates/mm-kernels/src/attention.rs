@@ -127,6 +127,14 @@ fn check(op: &str, q: &Tensor, k: &Tensor, v: &Tensor, heads: usize) -> Result<u
     if heads == 0 || width % heads != 0 {
         bail!("{op}: {heads} heads do not divide a width of {width}")
     }
+    let places = [heads, q.dim(1)?, keys, 8].iter().try_fold(batch, |n, &m| n.checked_mul(m));
+    if places.is_none_or(|bytes| bytes > isize::MAX as usize) {
+        bail!(
+            "{op}: the scores of {batch} rows, {heads} heads, q {:?} and k {:?} do not fit in memory",
+            q.shape(),
+            k.shape()
+        )
+    }
     Ok(width)
 }
 

@@ -296,6 +296,7 @@ fn per_channel<T: Real, const K: usize>(
     let (isa, channels) = (Isa::detect(), constants[0].len());
     if space == 1 {
         let size = ROWS * channels;
+        assert!(y.len() == x.len() && x.len().is_multiple_of(channels.max(1)), "whole rows of both");
         // SAFETY: x and y are whole rows of channels, so each number of a piece has its own of them.
         return unsafe {
             filled(x.len(), size, x.len(), |k, out| {

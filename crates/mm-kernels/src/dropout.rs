@@ -100,7 +100,7 @@ pub(crate) fn mask(n: usize, p: f64, rng: StepRng) -> Vec<u8> {
     // SAFETY: every flag of a piece has a draw of its own.
     unsafe {
         filled(n, PIECE, n, |k, keep| {
-            let mut draws = rng.draws().from_word(k * PIECE);
+            let mut draws = rng.draws().at_word(k * PIECE);
             let mut bytes = [0u8; 4096];
             for keep in keep.chunks_mut(1024) {
                 let bytes = &mut bytes[..4 * keep.len()];

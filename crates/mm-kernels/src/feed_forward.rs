@@ -75,7 +75,11 @@ pub fn feed_forward(x: &Tensor, of: &FeedForward<'_>) -> Result<Tensor> {
             bail!("{NAME}: {what} {:?} does not fit x {:?}: it must be {dims:?}", tensor.shape(), x.shape())
         }
     }
-    if !x.device().is_cpu() || x.elem_count() * inside == 0 {
+    let numbers = (x.elem_count() / width.max(1)).checked_mul(inside).and_then(|n| n.checked_mul(8));
+    if numbers.is_none_or(|bytes| bytes > isize::MAX as usize) {
+        bail!("{NAME}: {inside} numbers for each row of x {:?} do not fit in memory", x.shape())
+    }
+    if !x.device().is_cpu() || x.elem_count() == 0 || inside == 0 {
         return composed(x, of);
     }
     by_dtype!(NAME, x.dtype(), T => match of.gate {
@@ -108,12 +112,15 @@ fn drop_in_place<T: Number>(isa: Isa, values: &mut [T], first: usize, keep: &Kep
     }
 }
 
+/// Normalised rows, their moments, and the scale.
+type Normed<T> = (Vec<T>, Vec<(f64, f64)>, Tensor);
+
 /// What a forward pass keeps.
 struct Pass<T, A> {
     up: Products,
     down: Products,
     /// The first map's input where it is not x, with the moments of its rows, and the scale.
-    norm: Option<(Vec<T>, Vec<(f64, f64)>, Tensor)>,
+    norm: Option<Normed<T>>,
     weights: [Tensor; 2],
     /// The activation's arguments, and its results after their dropout.
     sums: Buffer<T>,
@@ -262,7 +269,7 @@ mod tests {
     use super::*;
     use crate::testing::{assert_same, normal};
 
-    fn of<'a>(x: &'a [Tensor], norm: bool, gate: Gate, drop: bool) -> FeedForward<'a> {
+    fn of(x: &[Tensor], norm: bool, gate: Gate, drop: bool) -> FeedForward<'_> {
         let key = |name| drop.then_some((0.3, StepRng::new(1).stream(name)));
         FeedForward {
             norm: norm.then(|| (&x[5], &x[6], 1e-5)),

@@ -92,6 +92,7 @@ impl CustomOp3 for LayerNorm {
 /// The rows normalised, and what backward needs of them.
 pub(crate) fn normalise<T: Real>(x: &[T], w: &[T], b: &[T], eps: f64) -> (Vec<T>, Vec<(f64, f64)>) {
     let (isa, d, count) = (Isa::detect(), w.len(), x.len() / w.len());
+    assert!(b.len() == d && x.len() == count * d, "whole rows, and a shift for each scale");
     let (mut y, mut rows) = (Vec::with_capacity(x.len()), Vec::with_capacity(count));
     let room = (&mut y.spare_capacity_mut()[..count * d], ROWS * d);
     let kept = (&mut rows.spare_capacity_mut()[..count], ROWS);
@@ -136,6 +137,7 @@ pub(crate) fn pull<T: Real>(
     with_dx: bool,
 ) -> (Vec<T>, Vec<T>, Vec<T>) {
     let (isa, d) = (Isa::detect(), w.len());
+    assert!(x.len() == rows.len() * d && g.len() == x.len(), "a gradient for each number of each row");
     let size = T::from_f64(d as f64);
     let count = if with_dx { rows.len() * d } else { 0 };
     let mut dx: Vec<T> = Vec::with_capacity(count);

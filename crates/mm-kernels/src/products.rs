@@ -84,7 +84,7 @@ impl Products {
         // SAFETY: passed on.
         let product =
             |w: &[T], steps| unsafe { gemm([m, self.inputs, n], (x, (self.inputs, 1)), (w, steps), y) };
-        if m * self.inputs * n < SMALL {
+        if m < 2 * BLOCK || m * self.inputs * n < SMALL {
             product(w, (1, self.inputs));
         } else {
             product(&turned(w, self.inputs), (n, 1));

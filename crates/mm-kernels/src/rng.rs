@@ -95,7 +95,7 @@ impl Draws {
     }
 
     /// Passes over the first `words` draws of 32 bits of the key: many threads share one sequence.
-    pub(crate) fn from_word(mut self, words: usize) -> Self {
+    pub(crate) fn at_word(mut self, words: usize) -> Self {
         self.rng.set_word_pos(words as u128);
         Self { spare: None, ..self }
     }

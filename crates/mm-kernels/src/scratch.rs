@@ -28,20 +28,30 @@ pub(crate) fn zeroed(lines: usize) -> Vec<Line> {
 
 /// Lines as numbers.
 pub(crate) fn view<T: Bytes>(lines: &[Line], len: usize) -> &[T] {
-    assert!(len * size_of::<T>() <= size_of_val(lines));
+    assert!(len <= size_of_val(lines) / size_of::<T>());
     // SAFETY: the lines hold that many initialised bytes, are aligned to 64, and any bytes are a `T`.
     unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), len) }
 }
 
 /// As [`view`], to write to.
 pub(crate) fn view_mut<T: Bytes>(lines: &mut [Line], len: usize) -> &mut [T] {
-    assert!(len * size_of::<T>() <= size_of_val(lines));
+    assert!(len <= size_of_val(lines) / size_of::<T>());
     // SAFETY: as in `view`, and borrowed mutably.
     unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), len) }
 }
 
 thread_local! {
     static KEPT: [Cell<Vec<Line>>; 3] = const { [Cell::new(Vec::new()), Cell::new(Vec::new()), Cell::new(Vec::new())] };
+}
+
+/// The most lines of a block that a thread keeps: 16 MiB.
+const KEPT_LINES: usize = (16 << 20) / size_of::<Line>();
+
+/// The lines that hold `len` numbers.
+#[allow(clippy::expect_used)] // as `Vec` does where no memory is that large; public functions refuse such sizes before
+pub(crate) fn lines<T>(len: usize) -> usize {
+    let bytes = len.checked_mul(size_of::<T>()).filter(|&bytes| isize::try_from(bytes).is_ok());
+    bytes.expect("numbers fit into memory").div_ceil(size_of::<Line>())
 }
 
 /// Types that may be read from any bytes.
@@ -62,12 +72,15 @@ unsafe impl Bytes for u32 {}
 pub(crate) fn with<T: Bytes, R>(slot: usize, len: usize, f: impl FnOnce(&mut [T]) -> R) -> R {
     const { assert!(align_of::<T>() <= 64) };
     let mut block = KEPT.with(|kept| kept[slot].take());
-    let lines = (len * size_of::<T>()).div_ceil(64);
+    let lines = lines::<T>(len);
     if block.len() < lines {
         block = zeroed(lines);
     }
     let result = f(view_mut(&mut block, len));
-    KEPT.with(|kept| kept[slot].set(block));
+    // A thread keeps what the next call will want, not the largest it ever had.
+    if block.len() <= KEPT_LINES {
+        KEPT.with(|kept| kept[slot].set(block));
+    }
     result
 }
 

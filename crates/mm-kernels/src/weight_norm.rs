@@ -58,7 +58,7 @@ fn products<T: Real>(x: &[T], y: &[T], taps: usize) -> Vec<T> {
 /// a x + b y for each tap.
 fn combined<T: Real>(x: &[T], a: &[T], y: Option<(&[T], &[T])>) -> Vec<T> {
     let (isa, taps) = (Isa::detect(), a.len());
-    assert!(x.len() % taps == 0 && y.is_none_or(|(y, b)| y.len() == x.len() && b.len() == taps));
+    assert!(x.len().is_multiple_of(taps) && y.is_none_or(|(y, b)| y.len() == x.len() && b.len() == taps));
     // SAFETY: pieces are whole rows of taps, each of which is written.
     unsafe {
         filled(x.len(), ROWS * taps, x.len(), |k, out| {
@@ -113,7 +113,7 @@ impl CustomOp2 for WeightNorm {
         by_dtype!(NAME, grad.dtype(), T => {
             let (dv, sv, gv) = (View::new(direction), View::new(size), View::new(&grad));
             let (v, g, dw) = (dv.slice::<T>(NAME)?, sv.slice::<T>(NAME)?, gv.slice::<T>(NAME)?);
-            let norms: Vec<T> = products(v, v, g.len()).into_iter().map(|s| s.sqrt()).collect();
+            let norms: Vec<T> = products(v, v, g.len()).into_iter().map(T::sqrt).collect();
             let along: Vec<T> =
                 products(dw, v, g.len()).into_iter().zip(&norms).map(|(s, norm)| s / norm).collect();
             let a: Vec<T> = g.iter().zip(&norms).map(|(g, norm)| g / norm).collect();

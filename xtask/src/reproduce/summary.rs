@@ -308,7 +308,7 @@ fn cost(mine: &[(&Run, &Outcome)], joint: &[(&Run, &Outcome)]) -> Option<f64> {
     match ratios.len() {
         0 => None,
         n if n % 2 == 1 => Some(ratios[middle]),
-        _ => Some((ratios[middle - 1] + ratios[middle]) / 2.0),
+        _ => Some(f64::midpoint(ratios[middle - 1], ratios[middle])),
     }
 }
 

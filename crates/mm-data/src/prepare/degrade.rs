@@ -90,7 +90,9 @@ impl Projection {
             add(&mut block);
         }
         let n = count as f64;
-        mean.iter_mut().for_each(|sum| *sum /= n);
+        for sum in &mut mean {
+            *sum /= n;
+        }
         for i in 0..size {
             for j in 0..size {
                 products[(i, j)] = products[(i, j)] / n - mean[i] * mean[j];

@@ -137,7 +137,9 @@ fn softmax<T: Real + Mapped>(isa: Isa, row: &mut [T]) {
     in_place(isa, row, &Shifted(most.to_f64()));
     on(isa, || {
         let scale = T::one() / sum_of(row, |x| x);
-        row.iter_mut().for_each(|x| *x *= scale);
+        for x in row.iter_mut() {
+            *x *= scale;
+        }
     });
 }
 

@@ -1,6 +1,7 @@
 //! Depthwise convolutions: every channel has a kernel of its own, so channels are the lanes and nothing is packed.
 #![allow(unsafe_code)] // raw pointers to pixels; sizes are checked at the top of each function
 
+use super::engine::Then;
 use super::geometry::Geometry;
 use crate::host::Real;
 use crate::rowwise::{Columns, Floats, over};
@@ -147,7 +148,7 @@ fn correlate<T: Real + Bytes>(
     source: &[T],
     taps: &[T],
     bias: Option<&[T]>,
-    then: Option<&(dyn Fn(&mut [T]) + Sync)>,
+    then: Then<'_, T>,
 ) -> Vec<T> {
     assert_eq!(
         source.len(),
@@ -213,7 +214,7 @@ pub(super) fn forward<T: Real + Bytes>(
     x: &[T],
     w: &[T],
     bias: Option<&[T]>,
-    then: Option<&(dyn Fn(&mut [T]) + Sync)>,
+    then: Then<'_, T>,
 ) -> Vec<T> {
     let axis = |source, taps, stride: usize, dilation: usize, padding: usize| Axis {
         source,

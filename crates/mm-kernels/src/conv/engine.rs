@@ -66,6 +66,9 @@ impl Number for f64 {
     }
 }
 
+/// What is called with finished numbers, each once, in runs of no certain size.
+pub(crate) type Then<'a, T> = Option<&'a (dyn Fn(&mut [T]) + Sync)>;
+
 /// Where and how a convolution is computed.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Engine {
@@ -96,7 +99,7 @@ impl Engine {
         x: &impl Source<T>,
         w: &[T],
         bias: Option<&[T]>,
-        then: Option<&(dyn Fn(&mut [T]) + Sync)>,
+        then: Then<'_, T>,
     ) -> Vec<T> {
         #[cfg(feature = "onednn")]
         if let Some(y) = self.library(

@@ -143,12 +143,11 @@ fn single<T: Real + Bytes, F: Format<T>>(
                     }
                     let from = &w[(output + o) * c.inputs + input..];
                     // Numbers of a known count are copied without a call.
-                    match from.first_chunk::<BLOCK>().filter(|_| inputs == BLOCK) {
-                        Some(from) => *row = *from,
-                        None => {
-                            *row = [T::zero(); BLOCK];
-                            row[..inputs].copy_from_slice(&from[..inputs]);
-                        }
+                    if let Some(from) = from.first_chunk::<BLOCK>().filter(|_| inputs == BLOCK) {
+                        *row = *from;
+                    } else {
+                        *row = [T::zero(); BLOCK];
+                        row[..inputs].copy_from_slice(&from[..inputs]);
                     }
                 }
                 transpose(isa, &rows, &mut turned, BLOCK, BLOCK);

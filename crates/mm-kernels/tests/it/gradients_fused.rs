@@ -18,7 +18,7 @@ fn check(f: impl Fn(&[Tensor]) -> Result<Tensor>, shapes: &[&[usize]]) -> Result
     Ok(())
 }
 
-fn part<'a>(x: &'a [Tensor], gate: Gate, drop: bool) -> FeedForward<'a> {
+fn part(x: &[Tensor], gate: Gate, drop: bool) -> FeedForward<'_> {
     let key = |name| drop.then_some((0.4, StepRng::new(3).stream(name)));
     FeedForward {
         norm: (x.len() > 5).then(|| (&x[5], &x[6], 1e-5)),
