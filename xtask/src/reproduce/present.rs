@@ -55,7 +55,9 @@ impl Report {
         head.extend(published.then(|| "published".to_owned()));
         head.extend(["macro F1", "ECE", "vs joint [95 %]"].map(str::to_owned));
         head.extend(self.modalities.iter().map(|name| format!("{name} probe")));
-        head.extend(["epoch / joint", "s/run"].map(str::to_owned));
+        let timed = self.rows.iter().any(|row| row.epoch_over_joint.is_some());
+        head.extend(timed.then(|| "epoch / joint".to_owned()));
+        head.push("s/run".to_owned());
         let rows = self.rows.iter().map(|row| {
             let failed = row.failed == row.runs.len();
             let shown =
@@ -71,7 +73,8 @@ impl Report {
             cells.extend([row.macro_f1, row.ece].map(|stat| shown(stat.map(percent))));
             cells.push(row.difference_from_joint.map_or_else(|| "-  ".to_owned(), points));
             cells.extend(self.modalities.iter().map(|name| probe(row, name)));
-            cells.push(row.epoch_over_joint.map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.2}")));
+            let ratio = row.epoch_over_joint.map(|ratio| format!("{ratio:.2}"));
+            cells.extend(timed.then(|| ratio.unwrap_or_else(|| "-".to_owned())));
             let seconds = row.seconds.get("total").map(|stat| format!("{:.1}", stat.mean));
             cells.push(seconds.unwrap_or_else(|| "-".to_owned()));
             cells

@@ -1,6 +1,6 @@
 //! Numbers over runs: means, spreads, and differences from joint training.
 
-use super::methods::{BASELINES, JOINT, UNIMODAL, USUAL};
+use super::methods::{BASELINES, ENSEMBLE, JOINT, UNIMODAL, USUAL};
 use super::plan::{Run, Variant};
 use super::record::Record;
 use anyhow::Result;
@@ -161,7 +161,8 @@ fn row(
     if *variant != joint {
         let joint: Vec<(&Run, &Outcome)> = of(&joint, runs, outcomes).collect();
         difference_from_joint = difference(&mine, &joint)?;
-        epoch_over_joint = cost(&mine, &joint);
+        // The epochs of an ensemble are those of its members.
+        epoch_over_joint = if variant.method == ENSEMBLE { None } else { cost(&mine, &joint) };
     }
     let mut other = each(&records, |record| &record.test)?;
     let mut take = |name: &str| other.remove(name);
