@@ -7,14 +7,15 @@
 use candle_core::{DType, Device, Result, Tensor, Var};
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use mm_balance::mcr::{self, Pairs};
 use mm_balance::pmr::{self, Prototypes};
 use mm_balance::proxyanchor::{self, ProxyAnchorConfig};
 use mm_balance::softtriple::{self, SoftTripleConfig};
 use mm_balance::{
-    agm, cggm, cml, lfm, mla, mlb, mmcosine, mmpareto, multimodal_loss, ogm, opm, proxynca, reconboost,
+    agm, amco, cggm, cml, lfm, mla, mlb, mmcosine, mmpareto, multimodal_loss, ogm, opm, proxynca, reconboost,
     score, sum_ce, unimodal,
 };
-use mm_core::{Batch, Modal, StepRng};
+use mm_core::{Batch, Modal, Modality, StepRng};
 use mm_kernels::cross_entropy;
 use std::hint::black_box;
 use std::time::Duration;
@@ -99,7 +100,7 @@ fn plain(case: &Case) -> Result<Tensor> {
     cross_entropy(&case.fused, &case.batch.labels, None)
 }
 
-const LOSSES: [(&str, Loss); 15] = [
+const LOSSES: [(&str, Loss); 17] = [
     ("multi-loss", |c| Ok(unimodal::losses_and_scores(&c.heads(), &c.batch)?.0)),
     ("sum-ce", |c| {
         let probabilities = sum_ce::probabilities(&c.heads(), &c.batch)?;
@@ -136,15 +137,30 @@ const LOSSES: [(&str, Loss); 15] = [
         c.each(|h| proxyanchor::loss(h, &c.weights, &c.batch.labels, None, &config))
     }),
     ("pmr", |c| c.each(|h| cross_entropy(&c.prototypes.logits(h)?, &c.batch.labels, None))),
+    ("mcr competition", |c| {
+        let rows: Vec<u32> = (0..c.batch.rows() as u32).collect();
+        let mut draws = StepRng::new(3).draws();
+        let pairs: Vec<Pairs> = c.logits.values().iter().map(|_| Pairs::draw(&rows, 4, &mut draws)).collect();
+        let shares = c.heads();
+        let fused = mm_core::model::sum(shares.values())?;
+        let permuted = |m: Modality, pairs: &Pairs, live| mcr::permuted_sum(&shares, m, pairs, live);
+        Ok(mcr::competition(mcr::Strategy::Greedy, &fused, &pairs, permuted)?.0.expect("many rows"))
+    }),
+    ("mcr contrast", |c| {
+        let embeddings: Vec<Tensor> = c.features.values().iter().map(|h| h.as_tensor().clone()).collect();
+        let labels = c.batch.labels.repeat(embeddings.len());
+        Ok(mcr::contrast(&Tensor::cat(&embeddings, 0)?, &labels, 0.5)?.expect("several classes"))
+    }),
     ("cml", |c| cml::rank_losses(&c.logits.values()[0], &c.fused, &c.batch.labels)?.mean_all()),
     ("reconboost", |c| {
         reconboost::boosting_losses(&c.fused, &c.logits.values()[0], &c.batch.labels, 5.0, 1.0)?.mean_all()
     }),
 ];
 
-const STATISTICS: [(&str, Statistic); 11] = [
+const STATISTICS: [(&str, Statistic); 12] = [
     ("score", Case::scores),
     ("mlb coefficient", |c| Ok(mlb::coefficients(&c.scores()?, 0.8, 5.0))),
+    ("amco dependence", |c| amco::dependences(&c.heads(), &c.batch)),
     ("ogm coefficient", |c| Ok(ogm::coefficients(&c.scores()?, 0.8))),
     ("agm coefficient", |c| {
         let losses = agm::log_losses(&c.heads(), &c.batch)?;

@@ -34,6 +34,7 @@
 //! Source: Li et al., "Boosting Multi-modal Model Performance with Adaptive Gradient Modulation", ICCV 2023, arXiv
 //! 2308.07686; released code lihong2303/AGM_ICCV2023 @5a65542.
 
+use crate::balancer::saved;
 use crate::{Balancer, Needs, State, StepCx, score};
 use candle_core::{Result, Tensor, bail};
 use mm_core::{Batch, Checked, ConfigError, Features, Forward, Modal, Mode, Presence};
@@ -321,14 +322,8 @@ impl Balancer for Agm {
 
     fn restore(&mut self, state: &State) -> Result<()> {
         let count = self.running.means.len();
-        for (name, values) in [("means", &mut self.running.means), ("batches", &mut self.running.batches)] {
-            match state.get(name) {
-                Some(saved) if saved.len() == count => values.clone_from(saved),
-                _ => {
-                    bail!("AGM: the checkpoint holds no `{name}` of {count} modalities; start the run afresh")
-                }
-            }
-        }
+        self.running.means = saved(state, "AGM", "means", count)?.to_vec();
+        self.running.batches = saved(state, "AGM", "batches", count)?.to_vec();
         Ok(())
     }
 }

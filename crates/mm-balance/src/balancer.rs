@@ -9,6 +9,14 @@ use std::collections::BTreeMap;
 /// Named numbers that a method carries from step to step; what a checkpoint saves of it.
 pub type State = BTreeMap<String, Vec<f64>>;
 
+/// The `count` numbers called `name` in a saved state of `method`, or an error that says what to do.
+pub(crate) fn saved<'a>(state: &'a State, method: &str, name: &str, count: usize) -> Result<&'a [f64]> {
+    match state.get(name) {
+        Some(saved) if saved.len() == count => Ok(saved),
+        _ => bail!("{method}: the checkpoint holds no `{name}` of {count} numbers; start the run afresh"),
+    }
+}
+
 /// What a method asks of the model and the trainer before training starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Needs {
@@ -20,13 +28,15 @@ pub struct Needs {
     pub held_out: usize,
     /// All encoders must have one and the same feature width.
     pub equal_widths: bool,
+    /// A fusion with gates between the modalities that can be held: `mmtm`.
+    pub gates: bool,
     /// The least number of modalities it makes sense for.
     pub modalities: usize,
 }
 
 impl Default for Needs {
     fn default() -> Self {
-        Self { heads: false, fusion: true, held_out: 0, equal_widths: false, modalities: 1 }
+        Self { heads: false, fusion: true, held_out: 0, equal_widths: false, gates: false, modalities: 1 }
     }
 }
 
@@ -39,6 +49,7 @@ impl Needs {
             fusion: self.fusion && other.fusion,
             held_out: self.held_out.max(other.held_out),
             equal_widths: self.equal_widths || other.equal_widths,
+            gates: self.gates || other.gates,
             modalities: self.modalities.max(other.modalities),
         }
     }

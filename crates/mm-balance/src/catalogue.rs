@@ -184,6 +184,14 @@ pub fn catalogue() -> &'static [Entry] {
             pinned_to: "released notebooks",
         },
         Entry {
+            name: "amco",
+            summary: "masks channels of the modality that the prediction depends on, beside unimodal losses",
+            settings: "threshold = 0.5, ramp = 0.3, weight = 1, variant = steady|benchmark",
+            acts_on: "features, loss",
+            paper: "Zhou et al. ICASSP 2023",
+            pinned_to: "port (benchmark); own reading of the port",
+        },
+        Entry {
             name: "arl",
             summary: "unimodal losses, and gradient factors that let the certain modality lead",
             settings: "temperature = 8, weight = 1, start_epoch = 6, end_epoch",
@@ -209,12 +217,29 @@ pub fn catalogue() -> &'static [Entry] {
             pinned_to: "released code",
         },
         Entry {
+            name: "greedy",
+            summary: "holds the gate of a branch that learns mostly from the others; needs the fusion mmtm",
+            settings: "tolerance = 0.01, window = 5, start_epoch = 1",
+            acts_on: "gates of the fusion",
+            paper: "Wu et al. ICML 2022, arXiv 2202.05306",
+            pinned_to: "released code (its rules, own script)",
+        },
+        Entry {
             name: "mbsd",
             summary: "self-distillation from the modality that knows a row best to the others",
             settings: "weight = 1, unimodal = 1",
             acts_on: "loss",
             paper: "Liu et al. WSDM 2023",
             pinned_to: "own reading of the paper",
+        },
+        Entry {
+            name: "mcr",
+            summary: "rewards each modality for what the prediction loses when its features are permuted",
+            settings: "strategy = greedy|independent|collaborative, weight = 0.1, samples = 32, contrast = 1, \
+                       temperature = 0.5, bottleneck = 0, unimodal = 0.01",
+            acts_on: "loss",
+            paper: "Kontras et al. NeurIPS 2025, arXiv 2411.07335",
+            pinned_to: "released code (its rules, own script)",
         },
         Entry {
             name: "mla",

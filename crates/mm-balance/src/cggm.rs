@@ -36,6 +36,7 @@
 //! Source: Guo et al., "Classifier-guided Gradient Modulation for Enhanced Multimodal Learning", NeurIPS 2024, arXiv
 //! 2411.01409; released code zrguo/CGGM @d7890a8.
 
+use crate::balancer::saved;
 use crate::unimodal::losses_and_scores;
 use crate::{Balancer, Needs, State, StepCx};
 use candle_core::{Result, Tensor, bail};
@@ -230,10 +231,7 @@ impl Balancer for Cggm {
     }
 
     fn restore(&mut self, state: &State) -> Result<()> {
-        match state.get("accuracies") {
-            Some(saved) if saved.len() == self.before.len() => self.before.clone_from(saved),
-            _ => bail!("CGGM: the checkpoint holds no accuracies; start the run afresh"),
-        }
+        self.before = saved(state, "CGGM", "accuracies", self.before.len())?.to_vec();
         Ok(())
     }
 }

@@ -1,14 +1,17 @@
 //! Every method by name, with its settings: what a configuration file's `[method]` table means.
 
 use crate::agm::AgmConfig;
+use crate::amco::AmcoConfig;
 use crate::arl::ArlConfig;
 use crate::cggm::CggmConfig;
 use crate::cml::CmlConfig;
 use crate::functional_entropy::FunctionalEntropyConfig;
 use crate::g_blend::GBlendConfig;
+use crate::greedy::GreedyConfig;
 use crate::info_reg::InfoRegConfig;
 use crate::lfm::{LfmHeuristicConfig, LfmLearnedConfig};
 use crate::mbsd::MbsdConfig;
+use crate::mcr::McrConfig;
 use crate::mla::MlaConfig;
 use crate::mlb::MlbConfig;
 use crate::mmcosine::MmCosineConfig;
@@ -85,14 +88,20 @@ pub enum MethodConfig {
     MultimodalLoss(MultiModalLossConfig),
     /// Cross-entropy of summed unimodal probabilities.
     SumCe(NoSettings),
+    /// Masks for channels of the modality that the prediction depends on.
+    Amco(AmcoConfig),
     /// Gradient factors that let the certain modality lead.
     Arl(ArlConfig),
     /// A ranking loss over confidences.
     Cml(CmlConfig),
     /// A regulariser over input gradients.
     FunctionalEntropy(FunctionalEntropyConfig),
+    /// Gates held while a branch learns mostly from the others.
+    Greedy(GreedyConfig),
     /// Self-distillation between modalities.
     Mbsd(MbsdConfig),
+    /// A game over what the prediction loses without each modality.
+    Mcr(McrConfig),
     /// Turns on one shared head.
     Mla(MlaConfig),
     /// A sum of cosines in the place of the fusion.
@@ -137,10 +146,13 @@ impl MethodConfig {
             Self::LfmLearned(_) => "lfm-learned",
             Self::MultimodalLoss(_) => "multimodal-loss",
             Self::SumCe(_) => "sum-ce",
+            Self::Amco(_) => "amco",
             Self::Arl(_) => "arl",
             Self::Cml(_) => "cml",
             Self::FunctionalEntropy(_) => "functional-entropy",
+            Self::Greedy(_) => "greedy",
             Self::Mbsd(_) => "mbsd",
+            Self::Mcr(_) => "mcr",
             Self::Mla(_) => "mla",
             Self::Mmcosine(_) => "mmcosine",
             Self::ModalityDropout(_) => "modality-dropout",
@@ -175,6 +187,8 @@ impl MethodConfig {
                 | Self::Arl(_)
                 | Self::Cml(_)
                 | Self::FunctionalEntropy(_)
+                | Self::Greedy(_)
+                | Self::Mcr(_)
                 | Self::Valuation(_)
         )
     }
@@ -207,10 +221,13 @@ impl MethodConfig {
                 Needs { heads: true, fusion: false, ..Needs::default() }
             }
             Self::SumCe(_) => SumCe.needs(),
+            Self::Amco(c) => c.build(modalities)?.needs(),
             Self::Arl(c) => c.build()?.needs(),
             Self::Cml(c) => c.build()?.needs(),
             Self::FunctionalEntropy(c) => c.build()?.needs(),
+            Self::Greedy(c) => c.build(modalities)?.needs(),
             Self::Mbsd(c) => c.build()?.needs(),
+            Self::Mcr(c) => c.check()?,
             Self::Mla(c) => c.build()?.needs(),
             Self::Mmcosine(c) => {
                 c.check()?;
@@ -298,10 +315,13 @@ impl MethodConfig {
                 Ok(Box::new(c.build(scope.at("multimodal-loss"), modalities, classes)?))
             }
             Self::SumCe(_) => Ok(Box::new(SumCe)),
+            Self::Amco(c) => boxed(c.build(modalities)),
             Self::Arl(c) => boxed(c.build()),
             Self::Cml(c) => boxed(c.build()),
             Self::FunctionalEntropy(c) => boxed(c.build()),
+            Self::Greedy(c) => boxed(c.build(modalities)),
             Self::Mbsd(c) => boxed(c.build()),
+            Self::Mcr(c) => Ok(Box::new(c.build(scope.at("mcr"), widths, classes)?)),
             Self::ModalityDropout(c) => boxed(c.build()),
             Self::Pmr(c) => boxed(c.build()),
             // Who can open the teachers' runs calls `UmtConfig::build` with them.

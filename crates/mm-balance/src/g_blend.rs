@@ -42,6 +42,7 @@
 //! 1905.12681; released code facebookresearch/VMZ @4cc542d (weighted sum only); estimator of pliang279/MultiBench
 //! @49f9be2.
 
+use crate::balancer::saved;
 use crate::multi_loss::heads_of;
 use crate::step::weighted;
 use crate::{Balancer, EpochCx, Needs, State, StepCx, score};
@@ -375,12 +376,7 @@ impl Balancer for GBlend {
     }
 
     fn restore(&mut self, state: &State) -> Result<()> {
-        match state.get("weights") {
-            Some(saved) if saved.len() == self.weights.len() => self.weights.clone_from(saved),
-            _ => {
-                bail!("G-Blend: the checkpoint holds no {} weights; start the run afresh", self.weights.len())
-            }
-        }
+        self.weights = saved(state, "G-Blend", "weights", self.weights.len())?.to_vec();
         Ok(())
     }
 }

@@ -35,6 +35,7 @@
 //! Source: Huang et al., "Adaptive Unimodal Regulation for Balanced Multimodal Information Acquisition", CVPR 2025,
 //! arXiv 2503.18595; released code GeWu-Lab/InfoReg_CVPR2025 @41d887f.
 
+use crate::balancer::saved;
 use crate::copies::{self, Copied};
 use crate::multi_loss::heads_of;
 use crate::unimodal::losses_and_scores;
@@ -231,10 +232,7 @@ impl Balancer for InfoReg {
     }
 
     fn restore(&mut self, state: &State) -> Result<()> {
-        match state.get("running") {
-            Some(saved) if saved.len() == self.running.len() => self.running.clone_from(saved),
-            _ => bail!("InfoReg: the checkpoint holds no traces; start the run afresh"),
-        }
+        self.running = saved(state, "InfoReg", "running", self.running.len())?.to_vec();
         for (m, past) in self.past.iter_mut().enumerate() {
             match state.get(&format!("past.{m}")) {
                 Some(saved) => past.clone_from(saved),

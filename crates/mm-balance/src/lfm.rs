@@ -138,7 +138,7 @@ pub fn info_nce(a: &Tensor, b: &Tensor, temperature: f64) -> Result<Tensor> {
     (forth + back)? * 0.5
 }
 
-fn unit_rows(x: &Tensor) -> Result<Tensor> {
+pub(crate) fn unit_rows(x: &Tensor) -> Result<Tensor> {
     let square = x.sqr()?.sum_keepdim(1)?;
     let floor = square.detach().le(1e-24)?.to_dtype(x.dtype())?;
     x.broadcast_div(&(square + floor)?.sqrt()?)

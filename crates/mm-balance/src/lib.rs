@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 pub mod agm;
+pub mod amco;
 pub mod arl;
 pub mod balancer;
 pub mod catalogue;
@@ -12,10 +13,12 @@ pub mod copies;
 pub mod ensemble;
 pub mod functional_entropy;
 pub mod g_blend;
+pub mod greedy;
 pub mod info_reg;
 pub mod lfm;
 pub mod lfm_weight;
 pub mod mbsd;
+pub mod mcr;
 pub mod mla;
 pub mod mlb;
 pub mod mmcosine;

@@ -31,7 +31,7 @@
 use crate::multi_loss::heads_of;
 use crate::unimodal::losses_and_scores;
 use crate::{Balancer, Needs, StepCx};
-use candle_core::{DType, Result, Tensor, bail};
+use candle_core::{CpuStorage, DType, Result, Storage, Tensor, bail};
 use mm_core::gradients::square_sum;
 use mm_core::{Checked, ConfigError, Forward, Gradients, ParamId};
 use serde::{Deserialize, Serialize};
@@ -158,6 +158,43 @@ pub(crate) fn dot(a: &Tensor, b: &Tensor) -> Result<f64> {
     (a.to_dtype(DType::F64)? * b.to_dtype(DType::F64)?)?.sum_all()?.to_scalar::<f64>()
 }
 
+/// ⟨g_0, g_0⟩, ⟨g_0, g_m⟩ and ⟨g_m, g_m⟩ of g_0 = total - g_m, accumulated in f64: one pass over tensors that lie in memory.
+fn products(total: &Tensor, own: &Tensor) -> Result<[f64; 3]> {
+    {
+        let (total, total_layout) = total.storage_and_layout();
+        let (own, own_layout) = own.storage_and_layout();
+        if let (Storage::Cpu(CpuStorage::F32(t)), Storage::Cpu(CpuStorage::F32(o))) = (&*total, &*own)
+            && let (Some((a, b)), Some((c, d))) =
+                (total_layout.contiguous_offsets(), own_layout.contiguous_offsets())
+        {
+            return Ok(products_f32(&t[a..b], &o[c..d]));
+        }
+    }
+    let rest = (total - own)?;
+    Ok([square_sum(&rest)?, dot(&rest, own)?, square_sum(own)?])
+}
+
+fn products_f32(total: &[f32], own: &[f32]) -> [f64; 3] {
+    // Eight independent sums each: the order is fixed, so the bits are, and the loop vectorises.
+    let mut lanes = [[0f64; 8]; 3];
+    let add = |lanes: &mut [[f64; 8]; 3], lane: usize, t: f32, o: f32| {
+        let (rest, own) = (f64::from(t - o), f64::from(o));
+        lanes[0][lane] += rest * rest;
+        lanes[1][lane] += rest * own;
+        lanes[2][lane] += own * own;
+    };
+    let (mut t, mut o) = (total.chunks_exact(8), own.chunks_exact(8));
+    for (t, o) in (&mut t).zip(&mut o) {
+        for lane in 0..8 {
+            add(&mut lanes, lane, t[lane], o[lane]);
+        }
+    }
+    for (lane, (t, o)) in t.remainder().iter().zip(o.remainder()).enumerate() {
+        add(&mut lanes, lane, *t, *o);
+    }
+    lanes.map(|lanes| lanes.iter().sum())
+}
+
 /// What was decided for one encoder.
 #[derive(Debug, Clone, Copy)]
 struct Pair {
@@ -193,22 +230,23 @@ impl Balancer for MmPareto {
         for m in cx.model.modalities().iter() {
             let prefix = format!("encoder.{}", cx.model.modalities().name(m));
             let mut found: Vec<(ParamId, Tensor, Tensor)> = Vec::new();
-            let (mut products, mut known) = ([0.0; 3], false);
+            let [mut a, mut both, mut b] = [0.0; 3];
             for id in cx.params.group(&prefix) {
                 let (Some(total), Some(own)) = (g.get(id)?, unimodal.get(id)?) else { continue };
-                let rest = (total - &own)?;
-                products[0] += square_sum(&rest)?;
-                products[1] += dot(&rest, &own)?;
-                products[2] += square_sum(&own)?;
-                known = true;
-                found.push((id, rest, own));
+                let [multimodal, mixed, alone] = products(&total, &own)?;
+                (a, both, b) = (a + multimodal, both + mixed, b + alone);
+                found.push((id, total, own));
             }
-            let [a, both, b] = products;
-            let weights = if known { weights(a, both, b) } else { [0.5, 0.5] };
+            let weights = if found.is_empty() { [0.5, 0.5] } else { weights(a, both, b) };
             let cosine = both / (a.sqrt() * b.sqrt());
             self.pairs.push(Pair { weights, cosine: if cosine.is_nan() { 0.0 } else { cosine } });
-            for (id, rest, own) in found {
-                g.set(id, Some(combine(&rest, &own, weights, self.boost)?));
+            for (id, total, own) in found {
+                if weights == [0.5, 0.5] {
+                    // Then h_p is the plain sum, which has its own length.
+                    g.scale_one(id, self.boost);
+                } else {
+                    g.set(id, Some(combine(&(total - &own)?, &own, weights, self.boost)?));
+                }
             }
         }
         Ok(())
@@ -246,6 +284,21 @@ mod tests {
         close(&[[2.0, 0.0], [-1.0, 0.0]], &[1.0 / 3.0, 2.0 / 3.0], 0.0);
         assert!(min_norm(&[]).is_err());
         assert!(min_norm(&[vec![f64::NAN]]).is_err());
+    }
+
+    #[test]
+    fn one_pass_equals_three() {
+        let mut draws = mm_core::StepRng::new(4).draws();
+        let (t, o) = (draws.normals_f32(3 * 7), draws.normals_f32(3 * 7));
+        let tensor = |v: &[f32]| Tensor::from_vec(v.to_vec(), (3, 7), &Device::Cpu).unwrap();
+        let (t, o) = (tensor(&t), tensor(&o));
+        let wide = |x: &Tensor| x.to_dtype(DType::F64).unwrap();
+        let (one, three) = (products(&t, &o).unwrap(), products(&wide(&t), &wide(&o)).unwrap());
+        assert!(one.iter().zip(three).all(|(a, b)| (a - b).abs() < 1e-6 * b.abs()), "{one:?} {three:?}");
+        // Columns do not lie in memory one after the other.
+        let (t, o) = (t.t().unwrap(), o.t().unwrap());
+        let views = products(&t, &o).unwrap();
+        assert!(one.iter().zip(views).all(|(a, b)| (a - b).abs() < 1e-6 * b.abs()), "{one:?} {views:?}");
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! The fusion of a model as a configuration file names it.
 
 use crate::{
-    ConcatConfig, FilmConfig, GatedConfig, LateLinearConfig, MidMlpConfig, SumConfig, TransformerConfig,
-    concat, film, gated, late_linear, mid_mlp, sum, transformer,
+    ConcatConfig, FilmConfig, GatedConfig, LateLinearConfig, MidMlpConfig, MmtmConfig, SumConfig,
+    TransformerConfig, concat, film, gated, late_linear, mid_mlp, mmtm, sum, transformer,
 };
 use candle_core::{Result, bail};
 use mm_core::{ConfigError, Fusion, Modal, Modalities, Scope};
@@ -36,6 +36,8 @@ pub enum FusionConfig {
     Film(FilmConfig),
     /// See [`mod@gated`].
     Gated(GatedConfig),
+    /// See [`mod@mmtm`].
+    Mmtm(MmtmConfig),
     /// See [`mod@transformer`].
     Transformer(TransformerConfig),
 }
@@ -68,6 +70,7 @@ impl FusionConfig {
             Self::MidMlp(_) => &mid_mlp::INFO,
             Self::Film(_) => &film::INFO,
             Self::Gated(_) => &gated::INFO,
+            Self::Mmtm(_) => &mmtm::INFO,
             Self::Transformer(_) => &transformer::INFO,
         }
     }
@@ -79,6 +82,7 @@ impl FusionConfig {
             Self::MidMlp(config) => config.check(),
             Self::Film(config) => config.check(modalities),
             Self::Gated(config) => config.check(modalities),
+            Self::Mmtm(config) => config.check(modalities),
             Self::Transformer(config) => config.check(),
         }
         .map_err(|error| error.within(FIELD))
@@ -107,13 +111,14 @@ impl FusionConfig {
             Self::MidMlp(c) => Box::new(c.build(scope, modalities, dims, classes)?),
             Self::Film(c) => Box::new(c.build(scope, modalities, dims, classes)?),
             Self::Gated(c) => Box::new(c.build(scope, modalities, dims, classes)?),
+            Self::Mmtm(c) => Box::new(c.build(scope, modalities, dims, classes)?),
             Self::Transformer(c) => Box::new(c.build(scope, modalities, dims, classes)?),
         })
     }
 }
 
 /// Every fusion with its default settings.
-fn all() -> [FusionConfig; 7] {
+fn all() -> [FusionConfig; 8] {
     [
         FusionConfig::LateLinear(LateLinearConfig::default()),
         FusionConfig::Concat(ConcatConfig::default()),
@@ -121,6 +126,7 @@ fn all() -> [FusionConfig; 7] {
         FusionConfig::MidMlp(MidMlpConfig::default()),
         FusionConfig::Film(FilmConfig::default()),
         FusionConfig::Gated(GatedConfig::default()),
+        FusionConfig::Mmtm(MmtmConfig::default()),
         FusionConfig::Transformer(TransformerConfig::default()),
     ]
 }
@@ -139,6 +145,6 @@ pub struct FusionInfo {
 }
 
 /// All fusions, in the order in which one would try them.
-pub fn catalogue() -> [&'static FusionInfo; 7] {
+pub fn catalogue() -> [&'static FusionInfo; 8] {
     all().map(|config| config.info())
 }

@@ -6,6 +6,7 @@ pub mod film;
 pub mod gated;
 pub mod late_linear;
 pub mod mid_mlp;
+pub mod mmtm;
 pub mod sum;
 pub mod transformer;
 
@@ -20,5 +21,6 @@ pub use film::{Film, FilmConfig};
 pub use gated::{Gated, GatedConfig};
 pub use late_linear::{LateLinear, LateLinearConfig};
 pub use mid_mlp::{MidMlp, MidMlpConfig};
+pub use mmtm::{Mmtm, MmtmConfig};
 pub use sum::{Sum, SumConfig};
 pub use transformer::{Transformer, TransformerConfig};

@@ -262,29 +262,7 @@ impl RunConfig {
             let rule = "becomes a folder's name: not empty, no slash, no leading dot";
             return Err(ConfigError::new("name", format!("{:?}", self.name), rule));
         }
-        if self.method.iter().filter(|m| m.decides()).count() > 1 {
-            let rule = "two methods that bring their own decision rule cannot be composed";
-            return Err(ConfigError::new("method.kind", format!("\"{}\"", self.method_name()), rule));
-        }
-        mm_balance::check_composition(&self.method)?;
-        if let [_, _, ..] = self.method.as_slice()
-            && let Some(alone) = self.method.iter().find(|m| m.steps())
-        {
-            let rule = format!("`{}` does the whole training step by itself; it stands alone", alone.name());
-            return Err(ConfigError::new("method.kind", format!("\"{}\"", self.method_name()), rule));
-        }
-        let fused = self.method.iter().find(|m| m.needs_fused_logits());
-        if let Some(fused) = fused
-            && self.method.iter().any(|m| !m.has_fused_logits())
-        {
-            let rule = format!(
-                "{} takes its gradient through the fused logits; it cannot be composed with a method that decides \
-                 otherwise",
-                fused.name()
-            );
-            return Err(ConfigError::new("method.kind", self.method_name(), rule));
-        }
-        Ok(())
+        mm_balance::check_composition(&self.method)
     }
 
     /// Reads the head of the data: modalities and their widths.
@@ -335,12 +313,23 @@ impl RunConfig {
                 }
             }
         }
+        if needs.gates && !matches!(self.model.fusion, FusionConfig::Mmtm(_)) {
+            let rule = "greedy holds gates between modalities, which only one fusion has: set model.fusion.kind = \
+                        \"mmtm\"";
+            return Err(ConfigError::new(
+                "model.fusion.kind",
+                format!("\"{}\"", self.model.fusion.name()),
+                rule,
+            ));
+        }
         if needs.equal_widths {
             let width = |m| self.model.encoder(modalities.name(m)).dim();
             let widths: Vec<usize> = modalities.iter().map(width).collect();
             if widths.iter().any(|&w| w != widths[0]) {
                 let rule = if self.method.iter().any(|m| matches!(m, MethodConfig::Mla(_))) {
                     "mla has one head for all modalities: give all encoders the same `dim`"
+                } else if self.method.iter().any(|m| matches!(m, MethodConfig::Mcr(_))) {
+                    "mcr compares features: give all encoders the same `dim`, or set method.contrast = 0"
                 } else {
                     "info-nce compares features: give all encoders the same `dim`, or set method.matching = \
                      \"alignment\""

@@ -5,14 +5,17 @@
 //! numbers below that do not are the ones that its documentation fixes for every such file.
 
 mod agm;
+mod amco;
 mod arl;
 mod baselines;
 mod cggm;
 mod functional_entropy;
 mod gblend;
+mod greedy;
 mod info_reg;
 mod lfm;
 mod mbsd;
+mod mcr;
 mod misc;
 mod mla;
 mod mlb;

@@ -3,12 +3,13 @@
 use candle_core::{Device, Result, Tensor};
 use mm_balance::functional_entropy::{Estimate, Form, evaluate, perturbed};
 use mm_balance::lfm::{alignment, info_nce, jensen_shannon};
+use mm_balance::mcr::{self, Pairs, Strategy};
 use mm_balance::pmr::{self, Prototypes};
 use mm_balance::proxyanchor::{self, ProxyAnchorConfig};
 use mm_balance::proxynca::{self, ProxyNcaConfig};
 use mm_balance::softtriple::{self, SoftTripleConfig};
-use mm_balance::{cggm, cml, mbsd, mmcosine, multimodal_loss, reconboost, sum_ce, unimodal};
-use mm_core::{Batch, Modal, Presence, StepRng};
+use mm_balance::{amco, cggm, cml, mbsd, mmcosine, multimodal_loss, reconboost, sum_ce, unimodal};
+use mm_core::{Batch, Modal, Modality, Presence, StepRng};
 use mm_kernels::check::gradcheck;
 use mm_kernels::cross_entropy;
 use mm_testkit::toy::{self, Options};
@@ -150,6 +151,52 @@ fn prototypes_confidences_and_boosting() -> Result<()> {
     let weights = [0.5, 0.0, 1.0, 0.2, 0.0, 0.3];
     gradcheck(|x| mbsd::transfer(&x[0], &others, &weights), &pair[..1], EPS, TOL)?;
     gradcheck(|x| reconboost::reconciling_losses(&x[0], &others), &pair[..1], EPS, TOL)?;
+    Ok(())
+}
+
+/// What MCR adds, where every modality wants the same, and what its contrast and its bottleneck add.
+#[test]
+fn competition_contrast_and_bottleneck() -> Result<()> {
+    let shares: Vec<Tensor> = (0..3).map(|m| normal(&[4, 3], 50 + m)).collect::<Result<_>>()?;
+    let pairs: Vec<Pairs> = [[1, 2, 3, 0], [2, 0, 1, 0], [3, 3, 0, 1]]
+        .map(|partners: [u32; 4]| Pairs { rows: vec![0, 1, 2, 3], partners: partners.to_vec() })
+        .into();
+    let modal = |x: &[Tensor]| -> Modal<Tensor> { x.iter().cloned().collect() };
+    let collaborative = |x: &[Tensor]| {
+        let fused = mm_core::model::sum(x)?;
+        let permuted = |m: Modality, pairs: &Pairs, live| mcr::permuted_sum(&modal(x), m, pairs, live);
+        let (loss, _) = mcr::competition(Strategy::Collaborative, &fused, &pairs, permuted)?;
+        loss.ok_or_else(|| candle_core::Error::Msg("no pairs".into()))
+    };
+    gradcheck(collaborative, &shares, EPS, TOL)?;
+    for labels in [[0, 1, 1, 0, 2], [0, 0, 0, 0, 1], [2, 1, 2, 2, 2]] {
+        let contrast = |x: &[Tensor]| {
+            mcr::contrast(&x[0], &labels, 0.5)?.ok_or_else(|| candle_core::Error::Msg("no pairs".into()))
+        };
+        gradcheck(contrast, &[normal(&[5, 3], 60)?], EPS, TOL)?;
+        // As part of a larger loss, whose gradient is not 1.
+        gradcheck(|x| contrast(x)?.exp(), &[normal(&[5, 3], 61)?], EPS, 1e-6)?;
+    }
+    let (fused, hidden, out) = (normal(&[4, 2], 62)?, normal(&[3, 2], 63)?, normal(&[9, 3], 64)?);
+    let mut batch = Batch::new(modal(&shares), vec![0, 1, 2, 1])?;
+    let rows = vec![true, false, true, true];
+    batch.present[Modality::new(1)] = Some(Presence::new(rows, shares[0].dtype(), &Device::Cpu)?);
+    let leaves = [shares[0].clone(), shares[1].clone(), shares[2].clone(), hidden, out];
+    let bottleneck = |x: &[Tensor]| mcr::bottleneck(&modal(&x[..3]), &fused, [&x[3], &x[4]], &batch);
+    gradcheck(bottleneck, &leaves, EPS, TOL)?;
+    Ok(())
+}
+
+/// Losses of masked features, where the mask goes over tokens.
+#[test]
+fn masked_channels() -> Result<()> {
+    let kept = [true, false, true, true];
+    let labels = [0, 2, 1];
+    let loss = |x: &[Tensor]| {
+        let masked = amco::mask(&x[0], &kept, 4.0 / 3.0)?.mean(1)?;
+        cross_entropy(&masked, &labels, None)
+    };
+    gradcheck(loss, &[normal(&[3, 2, 4], 70)?], EPS, TOL)?;
     Ok(())
 }
 

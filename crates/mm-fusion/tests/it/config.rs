@@ -3,7 +3,8 @@
 use candle_core::{DType, Device};
 use mm_core::{Modalities, ParamStore};
 use mm_fusion::{
-    FilmConfig, FusionConfig, GatedConfig, MidMlpConfig, TransformerConfig, catalogue, film, gated,
+    FilmConfig, FusionConfig, GatedConfig, MidMlpConfig, MmtmConfig, TransformerConfig, catalogue, film,
+    gated, mmtm,
 };
 use proptest::prelude::*;
 
@@ -41,7 +42,7 @@ fn errors_name_field_and_remedy() {
     let film = FusionConfig::Film(FilmConfig { conditioner: Some("text".to_owned()) });
     assert_eq!(film.check(&pair()).unwrap_err().field, "model.fusion.conditioner");
     let one = Modalities::new(["audio"]).unwrap();
-    for name in [film::INFO.name, gated::INFO.name] {
+    for name in [film::INFO.name, gated::INFO.name, mmtm::INFO.name] {
         let error = FusionConfig::named(name).unwrap().check(&one).unwrap_err();
         assert_eq!(
             error.to_string(),
@@ -53,6 +54,7 @@ fn errors_name_field_and_remedy() {
         ("mid-mlp\"\nwidth = 0", "model.fusion.width"),
         ("mid-mlp\"\ndropout = 1.0", "model.fusion.dropout"),
         ("gated\"\nwidth = 0", "model.fusion.width"),
+        ("mmtm\"\nratio = 0.0", "model.fusion.ratio"),
         ("transformer\"\nheads = 0", "model.fusion.heads"),
         ("transformer\"\nlayers = 0", "model.fusion.layers"),
         ("transformer\"\ndim = 12", "model.fusion.dim"),
@@ -122,6 +124,7 @@ fn any_config() -> impl Strategy<Value = FusionConfig> {
         name().prop_map(|conditioner| FusionConfig::Film(FilmConfig { conditioner })),
         (name(), proptest::option::of(1usize..99))
             .prop_map(|(gate, width)| FusionConfig::Gated(GatedConfig { gate, width })),
+        (0.1..99.0f64).prop_map(|ratio| FusionConfig::Mmtm(MmtmConfig { ratio })),
         (2usize..6, 1usize..99, 0.0..1.0f64).prop_map(|(layers, width, dropout)| FusionConfig::MidMlp(
             MidMlpConfig { layers, width, dropout }
         )),

@@ -37,7 +37,12 @@ fn cases() -> Vec<Case> {
             let modalities = toy::modalities(dims.len()).unwrap();
             let config = config(info.name);
             if config.check(&modalities).is_err() {
-                assert_eq!((dims.len(), matches!(info.name, "film" | "gated")), (1, true), "{}", info.name);
+                assert_eq!(
+                    (dims.len(), matches!(info.name, "film" | "gated" | "mmtm")),
+                    (1, true),
+                    "{}",
+                    info.name
+                );
                 continue;
             }
             let mut store = ParamStore::new(7, DType::F64, &Device::Cpu);
@@ -46,7 +51,7 @@ fn cases() -> Vec<Case> {
             cases.push(Case { name: info.name, fusion, store, dims });
         }
     }
-    assert_eq!(cases.len(), 7 * 4 - 2);
+    assert_eq!(cases.len(), 8 * 4 - 3);
     cases
 }
 
@@ -187,7 +192,7 @@ fn masked_tokens_are_unseen_even_where_they_are_not_zero() {
 
 #[test]
 fn the_order_of_the_modalities_does_not_matter() {
-    for name in ["late-linear", "sum", "mid-mlp", "film", "gated", "transformer"] {
+    for name in ["late-linear", "sum", "mid-mlp", "film", "gated", "mmtm", "transformer"] {
         let mut config = config(name);
         match &mut config {
             FusionConfig::Film(film) => film.conditioner = Some("b".to_owned()),

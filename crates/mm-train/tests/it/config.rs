@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use proptest::sample::select;
 
 /// Every method and some compositions, with settings away from their defaults.
-const METHODS: [&str; 31] = [
+const METHODS: [&str; 34] = [
     r#"{ kind = "joint" }"#,
     r#"{ kind = "unimodal", modality = "b" }"#,
     r#"{ kind = "multi-loss", weight = 0.5 }"#,
@@ -32,6 +32,9 @@ const METHODS: [&str; 31] = [
     r#"{ kind = "valuation", level = "modality" }"#,
     r#"{ kind = "mbsd", weight = 0.5 }"#,
     r#"{ kind = "arl", start_epoch = 0 }"#,
+    r#"{ kind = "amco", threshold = 0.4, variant = "benchmark" }"#,
+    r#"{ kind = "greedy", tolerance = 0.5, window = 2, start_epoch = 0 }"#,
+    r#"{ kind = "mcr", strategy = "independent", samples = 4, bottleneck = 1, contrast = 0 }"#,
     r#"{ kind = "umt", weight = 3, teachers = { a = "runs/a", b = "runs/b" } }"#,
     r#"{ kind = "mmcosine+opm+ogm", mmcosine = { scale = 5 } }"#,
     r#"{ kind = "opm+ogm", opm = { p_exe = 0.5 }, ogm = { alpha = 0.4 } }"#,
@@ -46,13 +49,14 @@ const ENCODERS: [&str; 3] = [
     r#"{ hidden = [4, 5], dim = 3, dropout = 0.5, input_dropout = 0.1, norm = "layer", activation = "gelu" }"#,
 ];
 
-const FUSIONS: [&str; 7] = [
+const FUSIONS: [&str; 8] = [
     r#"{ kind = "late-linear" }"#,
     r#"{ kind = "concat" }"#,
     r#"{ kind = "sum" }"#,
     r#"{ kind = "mid-mlp" }"#,
     r#"{ kind = "film", conditioner = "b" }"#,
     r#"{ kind = "gated", gate = "b", width = 4 }"#,
+    r#"{ kind = "mmtm", ratio = 2 }"#,
     r#"{ kind = "transformer" }"#,
 ];
 

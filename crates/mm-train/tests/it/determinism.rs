@@ -4,7 +4,7 @@ use crate::support::{ONE_STEP, START, assert_same, done, essence, go, lines, sma
 use mm_train::{Outcome, RunConfig};
 
 /// Methods with state, noise, held-out rows or a decision rule of their own; optimisers, fusions and schedules vary too.
-const RUNS: [(&str, &[&str]); 21] = [
+const RUNS: [(&str, &[&str]); 24] = [
     ("joint", &[]),
     ("mlb", &["model.fusion.kind=gated", "optim={lr=0.05,nesterov=true,weight_decay=1e-3}"]),
     ("ogm-ge", &["optim.missing_gradient=zero", "schedule={kind=\"cosine\",warmup_steps=4}"]),
@@ -16,10 +16,20 @@ const RUNS: [(&str, &[&str]); 21] = [
     ),
     ("lfm-heuristic+opm", &["schedule={kind=\"step\",every=1}"]),
     ("multimodal-loss", &["method.proxies=3"]),
+    ("amco", &["method={kind=\"amco\",variant=\"benchmark\",threshold=0.3}"]),
     ("arl+mlb", &["method.arl.start_epoch=1"]),
     ("cml", &["model.fusion.kind=gated"]),
     ("functional-entropy", &["method.replicas=2"]),
+    (
+        "greedy",
+        &[
+            "method={kind=\"greedy\",tolerance=0,window=2,start_epoch=0}",
+            "model.fusion.kind=mmtm",
+            "optim.missing_gradient=zero",
+        ],
+    ),
     ("mbsd+opm", &[]),
+    ("mcr", &["method={kind=\"mcr\",samples=4,bottleneck=1}"]),
     ("mla", &["optim.kind=adam"]),
     ("mmcosine+ogm", &[]),
     ("modality-dropout+proxyanchor", &[]),

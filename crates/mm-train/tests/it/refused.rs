@@ -164,6 +164,10 @@ fn methods_that_do_not_go_together() {
         ("method.kind=opm+reconboost", "`reconboost` does the whole training step by itself"),
         ("method.kind=cml+sum-ce", "cml takes its gradient through the fused logits"),
         ("method.kind=multimodal-loss+functional-entropy", "functional-entropy takes its gradient"),
+        (
+            "method.kind=greedy+mmcosine",
+            "holds gates of the fusion `mmtm`, and `mmcosine` decides without it",
+        ),
         ("method.kind=unimodal+mlb", "`unimodal` stands alone"),
         ("method.kind=ogm+ogm", "`ogm` is named twice"),
         ("method.kind=ensemble", "`mm ensemble RUN RUN --out DIR`"),
@@ -191,6 +195,12 @@ fn methods_that_do_not_fit_the_modalities() {
             "model.encoders",
             "mla has one head for all modalities",
         ),
+        (
+            &["method.kind=mcr", "model.encoders.b={dim=4}"][..],
+            "model.encoders",
+            "or set method.contrast = 0",
+        ),
+        (&["method.kind=greedy"][..], "model.fusion.kind", "set model.fusion.kind = \"mmtm\""),
     ] {
         let error = small(sets).check_model(&names).unwrap_err();
         assert_eq!(error.field, field, "{error}");
