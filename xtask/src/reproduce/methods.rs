@@ -1,7 +1,7 @@
 //! Names that the command line and the experiment files may use.
 
 /// All methods in the order of the table: baselines first.
-pub(crate) const METHODS: [&str; 33] = [
+pub(crate) const METHODS: [&str; 36] = [
     UNIMODAL,
     ENSEMBLE,
     JOINT,
@@ -16,13 +16,16 @@ pub(crate) const METHODS: [&str; 33] = [
     "lfm-learned",
     "multimodal-loss",
     "agm",
+    "amco",
     "arl",
     "cggm",
     "cml",
     "functional-entropy",
     "g-blend",
+    "greedy",
     "info-reg",
     "mbsd",
+    "mcr",
     "mla",
     "mmcosine",
     "mmpareto",
@@ -65,10 +68,12 @@ pub(crate) const JOINT: &str = "joint";
 pub(crate) const BASELINES: [&str; 5] = [UNIMODAL, ENSEMBLE, JOINT, "multi-loss", "sum-ce"];
 
 /// The fusions.
-pub(crate) const FUSIONS: [&str; 7] =
-    ["late-linear", "concat", "sum", "mid-mlp", "film", "gated", "transformer"];
+pub(crate) const FUSIONS: [&str; 8] =
+    ["late-linear", "concat", "sum", "mid-mlp", "film", "gated", "mmtm", "transformer"];
 /// Methods that decide from the unimodal heads or bring a fusion of their own: the configured one changes nothing, so they
 /// run once for all fusions.
 pub(crate) const WITHOUT_FUSION: [&str; 5] = ["multimodal-loss", "sum-ce", "mla", "mmcosine", "reconboost"];
+/// A method that needs a fusion of its own kind, and that fusion: it runs under no other.
+pub(crate) const ITS_FUSION: (&str, &str) = ("greedy", "mmtm");
 /// The fusion in the configuration of runs that have none; with one modality it is a plain linear head.
 pub(crate) const LINEAR_HEAD: &str = "late-linear";

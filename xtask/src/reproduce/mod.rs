@@ -52,12 +52,12 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DIR")]
     pub(crate) data: Option<PathBuf>,
     /// Methods to run, or all [default: the experiment's, else unimodal, ensemble, joint, multi-loss, sum-ce, mlb, ogm,
-    /// ogm-ge, opm, opm+ogm, lfm-heuristic, lfm-learned, multimodal-loss; more: agm, arl, cggm, cml, functional-entropy,
-    /// g-blend, info-reg, mbsd, mla, mmcosine, mmpareto, modality-dropout, mslr, pmr, proxyanchor, proxynca, reconboost,
+    /// ogm-ge, opm, opm+ogm, lfm-heuristic, lfm-learned, multimodal-loss; more: agm, amco, arl, cggm, cml, functional-entropy,
+    /// g-blend, greedy, info-reg, mbsd, mcr, mla, mmcosine, mmpareto, modality-dropout, mslr, pmr, proxyanchor, proxynca, reconboost,
     /// relearning, softtriple, valuation]
     #[arg(long, value_name = "NAME[,NAME]", value_delimiter = ',')]
     pub(crate) method: Vec<String>,
-    /// Fusions to run: late-linear, concat, sum, mid-mlp, film, gated, transformer [default: the experiment's]
+    /// Fusions to run: late-linear, concat, sum, mid-mlp, film, gated, mmtm, transformer [default: the experiment's]
     #[arg(long, value_name = "NAME[,NAME]", value_delimiter = ',')]
     pub(crate) fusion: Vec<String>,
     /// How many seeds: 0, 1, … [default: the experiment's]

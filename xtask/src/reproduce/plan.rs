@@ -2,7 +2,7 @@
 
 use super::Args;
 use super::experiment::{Experiment, Fold};
-use super::methods::{ENSEMBLE, FUSIONS, LINEAR_HEAD, METHODS, UNIMODAL, USUAL, WITHOUT_FUSION};
+use super::methods::{ENSEMBLE, FUSIONS, ITS_FUSION, LINEAR_HEAD, METHODS, UNIMODAL, USUAL, WITHOUT_FUSION};
 use super::settings;
 use crate::error::usage;
 use crate::suggest::choose;
@@ -168,6 +168,9 @@ pub(crate) fn variants(experiment: &Experiment, selection: &Selection) -> Vec<Va
             })),
             _ if method == ENSEMBLE || WITHOUT_FUSION.contains(&method) => {
                 rows.push(Variant { method, modality: None, fusion: None });
+            }
+            _ if method == ITS_FUSION.0 => {
+                rows.push(Variant { method, modality: None, fusion: Some(ITS_FUSION.1.to_owned()) });
             }
             _ => rows.extend(selection.fusions.iter().map(|fusion| Variant {
                 method,
