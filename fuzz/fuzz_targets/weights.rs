@@ -8,19 +8,14 @@ use candle_core::{DType, Device};
 use libfuzzer_sys::fuzz_target;
 use mm_core::{Init, ParamStore};
 use mm_encoders::weights::{Matching, Weights, WeightsError};
+use mm_fuzz::{FOLDER, MESSAGE, plain, split};
 use std::path::{Path, PathBuf};
-use std::sync::LazyLock;
-use tempfile::TempDir;
 
 const SEPARATOR: &[u8] = b"\n--shard--\n";
 /// The most shards; more would be the file system's test.
 const SHARDS: usize = 4;
-/// The longest message about a file: inputs are longer, so that one that is quoted whole is noticed.
-const MESSAGE: usize = 8_000;
 /// The longest list of what does not fit, ten names of a kind.
 const LIST: usize = 100_000;
-
-static FOLDER: LazyLock<TempDir> = LazyLock::new(|| tempfile::tempdir().expect("a temporary folder"));
 
 fuzz_target!(|data: &[u8]| {
     let (path, bytes) = put(FOLDER.path(), data);
@@ -37,7 +32,7 @@ fn put(folder: &Path, data: &[u8]) -> (PathBuf, usize) {
         std::fs::write(&path, data).expect("the folder takes files");
         return (path, data.len());
     }
-    let mut parts = split(data).into_iter();
+    let mut parts = split(data, SEPARATOR).into_iter();
     let index = folder.join("model.safetensors.index.json");
     std::fs::write(&index, parts.next().unwrap_or_default()).expect("the folder takes files");
     let mut bytes = 0;
@@ -50,16 +45,6 @@ fn put(folder: &Path, data: &[u8]) -> (PathBuf, usize) {
         bytes = data.len();
     }
     (index, bytes)
-}
-
-fn split(mut data: &[u8]) -> Vec<&[u8]> {
-    let mut parts = Vec::new();
-    while let Some(at) = data.windows(SEPARATOR.len()).position(|window| window == SEPARATOR) {
-        parts.push(&data[..at]);
-        data = &data[at + SEPARATOR.len()..];
-    }
-    parts.push(data);
-    parts
 }
 
 /// Everything that can be asked of an open checkpoint.
@@ -93,10 +78,4 @@ fn read(weights: &Weights, bytes: usize) {
 fn readable(error: &WeightsError) {
     let most = if matches!(error, WeightsError::Mismatch(_)) { LIST } else { MESSAGE };
     plain(&error.to_string(), most);
-}
-
-/// A message has a length that can be read, and none of a stranger's control sequences.
-fn plain(text: &str, most: usize) {
-    assert!(text.len() <= most, "a message of {} bytes", text.len());
-    assert!(!text.chars().any(|c| c.is_control() && c != '\n'), "{text:?}");
 }

@@ -5,7 +5,7 @@ use anyhow::Context as _;
 use mm_core::ConfigError;
 use mm_data::image::{Frame, sheet};
 use mm_data::pack::{self, Pack, WriteProgress, Written};
-use mm_data::prepare::{LabelSource, Recipe, Report, Source, check, prepare_listed};
+use mm_data::prepare::{LabelSource, Recipe, Report, Source, check, mend_listed, prepare_listed};
 use mm_data::synth::{CremadConfig, Generated, cremad};
 use mm_data::{Dataset, PackedConfig};
 use std::fmt::Write as _;
@@ -36,10 +36,14 @@ pub(crate) enum Verb {
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Data sets:
-  ravdess    speech clips 03-01-EE-II-SS-RR-AA.wav in any folder below, df_average_AUs_total.csv
-  cremad     AudioWAV/*.wav with Image-01-FPS/<clip>/*.jpg or VideoFlash/*.flv (by ffmpeg)
-  avmnist    pairs.csv with id, digit, speaker, split, wav, png
-  manifest   manifest.csv with id, label, optionally split and integer columns, and a column of paths per modality
+  ravdess          speech clips 03-01-EE-II-SS-RR-AA.wav in any folder below, df_average_AUs_total.csv
+  cremad           AudioWAV/*.wav with Image-01-FPS/<clip>/*.jpg or VideoFlash/*.flv (by ffmpeg), Face_features/*.npy
+  ave              trainSet.txt, valSet.txt, testSet.txt; AVE/<id>.mp4
+  ucf51            UCF-101/<class>/*.avi, ucfTrainTestlist/; soundClasses.txt, or ffmpeg is asked
+  kinetics-sounds  my_train.txt, my_test.txt; <id>_<start>_<end>.mp4 in any folder below
+  vggsound         vggsound.csv; <id>_<start>.mp4 in any folder below
+  avmnist          pairs.csv with id, digit, speaker, split, wav, png
+  manifest         manifest.csv with id, label, optionally split and integer columns, and a column of paths per modality
 
 A recipe says what becomes of each modality; without one, sound becomes log-mel spectrograms and images keep their size:
   [inputs.audio.sound.front_end]
@@ -52,13 +56,20 @@ A recipe says what becomes of each modality; without one, sound becomes log-mel 
   size = [224, 224]
   count = 3
 
-Ctrl-C or a kill loses nothing that is complete: the same command goes on. A complete pack is left as it is.
+Or a published recipe by name, which --set may change:
+  --preset ogm            cremad, vggsound
+  --preset mlb-resnet     cremad, ave, ucf51
+  --preset mlb-conformer  cremad
+
+Ctrl-C or a kill loses nothing that is complete: the same command goes on. A complete pack is left as it is; with --mend
+it is read, and the files that are damaged are made again.
 
 Examples:
   mm data prepare ravdess --raw RAVDESS --out packs/ravdess
+  mm data prepare cremad --raw CREMA-D --out packs/cremad-ogm --preset ogm --set inputs.video.frames.size=[224,224]
   mm data prepare manifest --raw FOLDER --out packs/mine --recipe recipe.toml")]
 pub(crate) struct PrepareArgs {
-    /// ravdess, cremad, avmnist or manifest.
+    /// Its name, see below.
     dataset: String,
     /// The folder of the raw files.
     #[arg(long, value_name = "DIR")]
@@ -67,11 +78,17 @@ pub(crate) struct PrepareArgs {
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
     /// What becomes of each modality (TOML).
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "preset")]
     recipe: Option<PathBuf>,
+    /// A published recipe: ogm, mlb-resnet, mlb-conformer.
+    #[arg(long, value_name = "NAME")]
+    preset: Option<String>,
     /// Change one setting of the recipe; may be given several times.
     #[arg(long = "set", value_name = "KEY.PATH=VALUE")]
     sets: Vec<String>,
+    /// Read a complete pack, and make its damaged files again.
+    #[arg(long)]
+    mend: bool,
     /// No progress bar and no summary.
     #[arg(long, short)]
     quiet: bool,
@@ -86,7 +103,7 @@ in two parts of one split. Exit codes: 0 no fault; 1 faults; 2 the command is no
 Example:
   mm data verify-raw cremad --raw CREMA-D")]
 pub(crate) struct VerifyRawArgs {
-    /// ravdess, cremad, avmnist or manifest.
+    /// Its name, as of `mm data prepare`.
     dataset: String,
     /// The folder of the raw files.
     #[arg(long, value_name = "DIR")]
@@ -198,7 +215,7 @@ pub(crate) fn interruptible() -> anyhow::Result<Arc<AtomicBool>> {
 
 fn run_prepare(args: &PrepareArgs) -> anyhow::Result<ExitCode> {
     let source = Source::named(&args.dataset)?;
-    let recipe = recipe(args)?;
+    let recipe = recipe(args, source)?;
     let stop = interruptible()?;
     let bar = bar(&args.dataset, "rows", args.quiet);
     let progress = |p: WriteProgress| {
@@ -208,6 +225,20 @@ fn run_prepare(args: &PrepareArgs) -> anyhow::Result<ExitCode> {
     let listing = source.list_by(&args.raw, recipe.labels)?;
     for warning in listing.warnings.iter().filter(|_| !args.quiet) {
         output::note(&format!("warning: {warning}"));
+    }
+    if args.mend {
+        let mended = mend_listed(source, listing, &recipe, &args.out, &progress, &stop)?;
+        bar.finish_and_clear();
+        for file in &mended.made {
+            output::note(&format!("{file} was damaged and is made again"));
+        }
+        if mended.stopped {
+            output::note("stopped: what was made again is kept; the same command goes on");
+            return Ok(ExitCode::from(130));
+        }
+        let (files, made, place) = (mended.files, mended.made.len(), args.out.display());
+        output::print(&format!("{place}: {files} files, {made} of them made again, all checksums right\n"))?;
+        return Ok(ExitCode::SUCCESS);
     }
     let written = prepare_listed(source, listing, &recipe, &args.out, &progress, &stop)?;
     bar.finish_and_clear();
@@ -320,10 +351,11 @@ fn described(report: &Report) -> anyhow::Result<String> {
     Ok(text)
 }
 
-fn recipe(args: &PrepareArgs) -> anyhow::Result<Recipe> {
-    let mut table = match &args.recipe {
-        None => toml::Table::new(),
-        Some(path) => {
+fn recipe(args: &PrepareArgs, source: Source) -> anyhow::Result<Recipe> {
+    let mut table = match (&args.recipe, &args.preset) {
+        (None, None) => toml::Table::new(),
+        (None, Some(name)) => toml::Table::try_from(Recipe::preset(source, name)?)?,
+        (Some(path), _) => {
             let text = std::fs::read_to_string(path)
                 .with_context(|| format!("cannot read the recipe {}; check the path", path.display()))?;
             text.parse().map_err(|e: toml::de::Error| {

@@ -64,7 +64,7 @@ pub enum DataError {
 
 impl DataError {
     pub(crate) fn invalid(file: &str, rule: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self::Invalid { file: file.to_owned(), rule: rule.into(), remedy: remedy.into() }
+        Self::Invalid { file: plain(file), rule: plain(rule), remedy: plain(remedy) }
     }
 
     pub(crate) fn row(
@@ -73,10 +73,42 @@ impl DataError {
         rule: impl Into<String>,
         remedy: impl Into<String>,
     ) -> Self {
-        Self::Row { file: file.to_owned(), place: place.into(), rule: rule.into(), remedy: remedy.into() }
+        Self::Row { file: plain(file), place: plain(place), rule: plain(rule), remedy: plain(remedy) }
     }
 
     pub(crate) fn split(file: &str, rule: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self::Split { file: file.to_owned(), rule: rule.into(), remedy: remedy.into() }
+        Self::Split { file: plain(file), rule: plain(rule), remedy: plain(remedy) }
+    }
+}
+
+/// The longest part of a message, in bytes.
+const LONGEST: usize = 1500;
+
+/// Text that may quote a stranger's file, as a terminal can show it: control characters are escaped, and it has an end.
+fn plain(text: impl Into<String>) -> String {
+    let mut text = text.into();
+    let strange = |c: char| c.is_control() && c != '\n';
+    if text.contains(strange) {
+        let escaped = |c: char| if strange(c) { c.escape_default().to_string() } else { c.to_string() };
+        text = text.chars().map(escaped).collect();
+    }
+    if text.len() > LONGEST {
+        let end = (0..=LONGEST).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0);
+        text.truncate(end);
+        text.push_str(" …");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_quote_no_control_characters_and_end() {
+        let error = DataError::invalid("a\u{1b}[2J.csv", "has\u{7}\n`é`", "x");
+        assert_eq!(error.to_string(), "a\\u{1b}[2J.csv: has\\u{7}\n`é`; x");
+        let long = DataError::row("f", "line 1", "é".repeat(5000), "x").to_string();
+        assert!(long.len() < 1600 && long.contains('…'), "{}", long.len());
     }
 }

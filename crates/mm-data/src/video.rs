@@ -3,6 +3,7 @@
 //! ```text
 //! frames   ffmpeg -i FILE -vf select=<indices>  -f rawvideo -pix_fmt rgb24  ->  height x width x 3 bytes per frame
 //! sound    ffmpeg -i FILE -vn -ac 1 -ar RATE    -f s16le                    ->  samples of 16 bits
+//!          ffmpeg -i FILE -vn -c:a pcm_s16le    -f wav                      ->  the same at the file's own rate, all channels
 //! ```
 //!
 //! Shapes: (T frames of (H, W, 3)), (samples).
@@ -43,6 +44,7 @@
 
 mod ffmpeg;
 mod probe;
+mod sound;
 
 pub use ffmpeg::Ffmpeg;
 pub use probe::VideoInfo;

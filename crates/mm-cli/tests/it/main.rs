@@ -8,5 +8,6 @@ mod commands;
 mod disk;
 mod kill;
 mod predict;
+mod prepare;
 mod raw;
 mod support;

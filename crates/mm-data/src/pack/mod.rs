@@ -23,14 +23,16 @@
 //!
 //! [`write`](fn@write) makes a pack: shard after shard under a temporary name, synced and renamed, `index.json` last, so a pack that has
 //! an index is complete. A killed call goes on after the last complete shard. [`verify`] reads everything again and
-//! compares the checksums.
+//! compares the checksums, [`mend`](fn@mend) makes what is damaged again, alone.
 
 mod config;
+mod mend;
 mod read;
 mod verify;
 mod write;
 
 pub use config::{Normalize, PackedConfig, PackedInputConfig, Pad};
+pub use mend::{Mended, mend};
 pub use read::{Pack, PackedInput};
 pub use verify::{Verified, verify};
 pub use write::{Plan, PlannedModality, Row, WriteProgress, Written, write};

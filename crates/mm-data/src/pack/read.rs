@@ -84,7 +84,8 @@ pub(super) fn read_index(dir: &Path) -> Result<(Index, String), DataError> {
     if index.format != FORMAT {
         return fault(format!("has format {}, this version reads {FORMAT}", index.format));
     }
-    if index.ids.len() != index.rows || index.shards.iter().map(|s| s.rows).sum::<usize>() != index.rows {
+    let rows = index.shards.iter().try_fold(0usize, |rows, shard| rows.checked_add(shard.rows));
+    if index.ids.len() != index.rows || rows != Some(index.rows) {
         return fault(format!("names {} rows, but its lists have other lengths", index.rows));
     }
     for entry in index.shards.iter().chain([&index.table]) {
@@ -92,9 +93,11 @@ pub(super) fn read_index(dir: &Path) -> Result<(Index, String), DataError> {
             return fault(format!("names the file {:?}, which is no plain name", entry.file));
         }
     }
+    // The longest row lies in a shard; only where no row has the modality are its sizes a mere claim.
+    let largest = index.shards.iter().map(|shard| shard.bytes).max().unwrap_or(0).max(1 << 24);
     for m in &index.modalities {
-        let elements = m.dims.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
-        if m.dims.is_empty() || m.dims.contains(&0) || elements.is_none_or(|n| n > 1 << 40) {
+        let bytes = m.dims.iter().try_fold(m.element.size(), |n, &d| n.checked_mul(d));
+        if m.dims.is_empty() || m.dims.contains(&0) || bytes.is_none_or(|n| n as u64 > largest) {
             return fault(format!("gives the modality `{}` rows of {:?}", m.name, m.dims));
         }
         if m.frames

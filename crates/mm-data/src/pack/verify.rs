@@ -26,19 +26,8 @@ pub fn verify(dir: &Path) -> Result<Verified, DataError> {
     for entry in index.shards.iter().chain([&index.table]) {
         let path = dir.join(&entry.file);
         let file = path.display().to_string();
-        let io = |source| DataError::Io { file: file.clone(), source };
-        let mut reader = BufReader::with_capacity(1 << 20, File::open(&path).map_err(io)?);
-        let mut hasher = Sha256::new();
-        let mut chunk = vec![0u8; 1 << 20];
-        loop {
-            let n = reader.read(&mut chunk).map_err(io)?;
-            if n == 0 {
-                break;
-            }
-            bytes += n as u64;
-            hasher.update(&chunk[..n]);
-        }
-        let found = hex(&hasher.finalize());
+        let (length, found) = sum(&path).map_err(|source| DataError::Io { file: file.clone(), source })?;
+        bytes += length;
         if found != entry.sha256 {
             let rule = format!("has SHA-256 {found}, but the index says {}", entry.sha256);
             let remedy = "it was changed or damaged: fetch it again, or prepare the data again";
@@ -47,4 +36,19 @@ pub fn verify(dir: &Path) -> Result<Verified, DataError> {
     }
     let data = Pack::open(dir)?.dataset(&super::PackedConfig::new(dir))?;
     Ok(Verified { files: index.shards.len() + 1, bytes, rows: data.rows() })
+}
+
+/// Length and checksum of a file.
+pub(super) fn sum(path: &Path) -> std::io::Result<(u64, String)> {
+    let mut reader = BufReader::with_capacity(1 << 20, File::open(path)?);
+    let (mut hasher, mut bytes) = (Sha256::new(), 0);
+    let mut chunk = vec![0u8; 1 << 20];
+    loop {
+        let n = reader.read(&mut chunk)?;
+        if n == 0 {
+            return Ok((bytes, hex(&hasher.finalize())));
+        }
+        bytes += n as u64;
+        hasher.update(&chunk[..n]);
+    }
 }

@@ -9,8 +9,11 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::io::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+/// How the names of files begin that are being written.
+const TEMPORARY: &str = ".tmp-";
 
 /// What a pack is to hold.
 #[derive(Debug, Clone)]
@@ -107,16 +110,24 @@ pub fn write(
     check(&place, plan)?;
     let rows = plan.ids.len();
     let fingerprint = fingerprint(plan);
-    if dir.join("index.json").exists() {
-        let (index, _) = super::read::read_index(dir)?;
-        let same = index.preset == stamped(plan, &fingerprint);
-        if same {
-            return Ok(Written::Done { made: 0 });
+    let complete = || -> Result<bool, DataError> {
+        if !dir.join("index.json").exists() {
+            return Ok(false);
         }
-        let rule = "holds a pack of other rows or another preset";
-        return Err(DataError::invalid(&place, rule, "choose another folder, or delete this one"));
+        let (index, _) = super::read::read_index(dir)?;
+        if index.preset == stamped(plan, &fingerprint) { Ok(true) } else { Err(other_pack(&place)) }
+    };
+    if complete()? {
+        tidy(dir);
+        return Ok(Written::Done { made: 0 });
     }
     std::fs::create_dir_all(dir).map_err(|source| failed(&place, source))?;
+    let lock = Lock::take(dir)?;
+    // Whoever had the lock may have just finished.
+    if complete()? {
+        return Ok(Written::Done { made: 0 });
+    }
+    sweep(dir, false);
     let mut shards = Vec::new();
     let mut lengths: Vec<Vec<usize>> = vec![Vec::with_capacity(rows); plan.modalities.len()];
     let (mut done, mut made) = (0, 0);
@@ -177,13 +188,78 @@ pub fn write(
     let text = serde_json::to_vec_pretty(&index)
         .map_err(|e| DataError::invalid(&place, format!("the index cannot be written ({e})"), "see above"))?;
     put(dir, "index.json", &text, 0)?;
-    for entry in &shards {
-        let _ = std::fs::remove_file(dir.join(format!("{}.json", entry.file)));
-    }
+    sweep(dir, true);
+    drop(lock);
     Ok(Written::Done { made })
 }
 
-fn check(place: &str, plan: &Plan) -> Result<(), DataError> {
+pub(super) fn other_pack(place: &str) -> DataError {
+    let rule = "holds a pack of other rows or another preset";
+    DataError::invalid(place, rule, "choose another folder, or delete this one")
+}
+
+/// Removes what nobody needs: files that a killed call was writing, and what stood beside shards of a pack that is complete.
+fn sweep(dir: &Path, complete: bool) {
+    for path in left_over(dir, complete) {
+        // It stays where it cannot be removed, which harms nobody.
+        let _ = std::fs::remove_file(path);
+    }
+}
+
+fn left_over(dir: &Path, complete: bool) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let old = |name: &str| {
+        let sidecar = name.strip_suffix(".json").is_some_and(|shard| shard.starts_with("shard-"));
+        name.starts_with(TEMPORARY) || (complete && sidecar)
+    };
+    entries.filter(|entry| old(&entry.file_name().to_string_lossy())).map(|entry| entry.path()).collect()
+}
+
+/// [`sweep`] for a pack whose last call was killed when its index was written already.
+fn tidy(dir: &Path) {
+    if (dir.join(".lock").exists() || !left_over(dir, true).is_empty())
+        && let Ok(_lock) = Lock::take(dir)
+    {
+        sweep(dir, true);
+    }
+}
+
+/// The exclusive use of a folder, given back when it is dropped or the process ends in whatever way.
+pub(super) struct Lock {
+    path: PathBuf,
+    file: Option<std::fs::File>,
+}
+
+impl Lock {
+    pub(super) fn take(dir: &Path) -> Result<Self, DataError> {
+        let path = dir.join(".lock");
+        let fail = |source| failed(&path.display().to_string(), source);
+        let file =
+            std::fs::File::options().create(true).truncate(false).write(true).open(&path).map_err(fail)?;
+        match file.try_lock() {
+            Err(std::fs::TryLockError::WouldBlock) => {
+                let rule = "another process is preparing a pack in this folder";
+                Err(DataError::invalid(
+                    &dir.display().to_string(),
+                    rule,
+                    "wait for it, or choose another folder",
+                ))
+            }
+            // A file system without locks is no reason not to begin.
+            Ok(()) | Err(std::fs::TryLockError::Error(_)) => Ok(Self { path, file: Some(file) }),
+        }
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Removed while it is still held, so nobody's lock is taken away.
+        let _ = std::fs::remove_file(&self.path);
+        drop(self.file.take());
+    }
+}
+
+pub(super) fn check(place: &str, plan: &Plan) -> Result<(), DataError> {
     let fault = |rule: String, remedy: &str| Err(DataError::invalid(place, rule, remedy));
     let rows = plan.ids.len();
     if rows == 0 {
@@ -219,7 +295,7 @@ fn check(place: &str, plan: &Plan) -> Result<(), DataError> {
 }
 
 /// What a pack of this plan is told by: preset, rows, labels, everything but the values.
-fn fingerprint(plan: &Plan) -> String {
+pub(super) fn fingerprint(plan: &Plan) -> String {
     let mut hasher = Sha256::new();
     let mut put = |text: &str| {
         hasher.update((text.len() as u64).to_le_bytes());
@@ -235,15 +311,15 @@ fn fingerprint(plan: &Plan) -> String {
     hex(&hasher.finalize())
 }
 
-fn stamped(plan: &Plan, fingerprint: &str) -> serde_json::Value {
+pub(super) fn stamped(plan: &Plan, fingerprint: &str) -> serde_json::Value {
     serde_json::json!({ "settings": plan.preset, "plan": fingerprint })
 }
 
-/// A shard that an earlier call completed.
+/// A shard that an earlier call completed, and that is still what it was.
 fn earlier(sidecar: &Path, fingerprint: &str, dir: &Path, file: &str) -> Option<Sidecar> {
     let part: Sidecar = serde_json::from_slice(&std::fs::read(sidecar).ok()?).ok()?;
-    let size = std::fs::metadata(dir.join(file)).ok()?.len();
-    (part.plan == fingerprint && part.entry.file == file && part.entry.bytes == size).then_some(part)
+    let same = part.plan == fingerprint && part.entry.file == file;
+    (same && super::mend::intact(dir, &part.entry).ok()?).then_some(part)
 }
 
 /// The bytes of a row, and its length.
@@ -252,7 +328,7 @@ type Bytes = (Vec<u8>, usize);
 type Shard = (Vec<u8>, Vec<Vec<usize>>);
 
 /// The bytes of a shard and the lengths of its rows, or nothing where it was told to stop.
-fn shard(
+pub(super) fn shard(
     plan: &Plan,
     rows: std::ops::Range<usize>,
     read: &(dyn Fn(usize, usize) -> Result<Option<Row>, DataError> + Sync),
@@ -345,7 +421,7 @@ fn encode(plan: &Plan, row: usize, m: usize, values: Option<Row>) -> Result<Byte
 }
 
 /// Labels, lengths, columns and index lists.
-fn table(place: &str, plan: &Plan, lengths: &[Vec<usize>]) -> Result<Vec<u8>, DataError> {
+pub(super) fn table(place: &str, plan: &Plan, lengths: &[Vec<usize>]) -> Result<Vec<u8>, DataError> {
     let integers = |name: String, values: &mut dyn Iterator<Item = i64>| {
         let data: Vec<u8> = values.flat_map(i64::to_le_bytes).collect();
         (name, Dtype::I64, vec![data.len() / 8], data)
@@ -378,10 +454,10 @@ fn serialize(place: &str, blocks: &[(String, Dtype, Vec<usize>, Vec<u8>)]) -> Re
 }
 
 /// Writes a file under a temporary name, syncs and renames it.
-fn put(dir: &Path, name: &str, bytes: &[u8], rows: usize) -> Result<FileEntry, DataError> {
+pub(super) fn put(dir: &Path, name: &str, bytes: &[u8], rows: usize) -> Result<FileEntry, DataError> {
     let path = dir.join(name);
     let fail = |source| failed(&path.display().to_string(), source);
-    let mut file = tempfile::Builder::new().prefix(".tmp-").tempfile_in(dir).map_err(fail)?;
+    let mut file = tempfile::Builder::new().prefix(TEMPORARY).tempfile_in(dir).map_err(fail)?;
     file.write_all(bytes).map_err(fail)?;
     file.as_file().sync_all().map_err(fail)?;
     let file = file.persist(&path).map_err(|e| fail(e.error))?;

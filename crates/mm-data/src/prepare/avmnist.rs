@@ -5,7 +5,7 @@
 //!
 //! Sources: spoken digits from github.com/Jakobovski/free-spoken-digit-dataset (CC BY-SA 4.0), written ones from MNIST.
 
-use super::manifest::Sheet;
+use super::manifest::{Folder, Sheet};
 use super::{ListedRow, Listing, Raw};
 use crate::DataError;
 use std::collections::BTreeMap;
@@ -13,7 +13,8 @@ use std::path::Path;
 
 pub(super) fn list(raw: &Path) -> Result<Listing, DataError> {
     let sheet = Sheet::read(&raw.join("pairs.csv"))?;
-    let mut rows = Vec::new();
+    sheet.unique("id")?;
+    let (folder, mut rows) = (Folder::of(raw), Vec::new());
     for line in 0..sheet.lines() {
         let digit: u32 = match sheet.cell(line, "digit")?.parse() {
             Ok(digit @ 0..=9) => digit,
@@ -23,8 +24,8 @@ pub(super) fn list(raw: &Path) -> Result<Listing, DataError> {
             id: sheet.cell(line, "id")?.to_owned(),
             label: digit,
             raw: vec![
-                Raw::Sound(raw.join(sheet.cell(line, "wav")?)),
-                Raw::Image(raw.join(sheet.cell(line, "png")?)),
+                Raw::Sound(folder.inside(&sheet, line, "wav")?),
+                Raw::Image(folder.inside(&sheet, line, "png")?),
             ],
         });
     }
@@ -35,6 +36,7 @@ pub(super) fn list(raw: &Path) -> Result<Listing, DataError> {
         rows,
         columns: BTreeMap::from([("speaker".to_owned(), sheet.numbered("speaker")?.0)]),
         indices: sheet.parts("split")?,
+        lists: BTreeMap::new(),
         warnings: Vec::new(),
     })
 }

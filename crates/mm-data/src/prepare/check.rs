@@ -1,5 +1,6 @@
 //! Looks at every raw file of a data set before hours are spent on it.
 
+use super::raw::is_sound;
 use super::{LabelSource, Listing, Raw, Source};
 use crate::audio::Clip;
 use crate::image::{Frame, check_pointer};
@@ -170,20 +171,21 @@ fn look(raw: &Raw) -> Result<Option<Found>, DataError> {
     match raw {
         Raw::Missing => return Ok(None),
         Raw::Vector(_) => found.files = 0,
-        Raw::Sound(path) => {
-            found.bytes = size(path)?;
-            let clip = Clip::open(path)?;
-            found.kinds.push(format!("{} Hz", clip.rate));
-            found.seconds = Some(clip.seconds());
-            found.silent = clip.samples.iter().all(|&x| x == 0.0);
-        }
+        Raw::Sound(path) => heard(path, &mut found)?,
         Raw::Image(path) => picture(path, &mut found)?,
         Raw::Frames(paths) => {
             found.files = paths.len();
             paths.iter().try_for_each(|path| picture(path, &mut found))?;
             found.kinds.dedup();
         }
-        Raw::Video(path) => {
+        Raw::Track(path, _) if is_sound(path) => heard(path, &mut found)?,
+        // The video is counted where it is one; whether it has sound is not asked here.
+        Raw::Track(path, _) => {
+            size(path)?;
+            found.files = 0;
+            found.kinds.push("the sound of the video".to_owned());
+        }
+        Raw::Video(path) | Raw::Scene(path, _) => {
             found.bytes = size(path)?;
             found.kinds.push(codec(path)?);
         }
@@ -198,6 +200,15 @@ fn look(raw: &Raw) -> Result<Option<Found>, DataError> {
 fn size(path: &Path) -> Result<u64, DataError> {
     let io = |source| DataError::Io { file: path.display().to_string(), source };
     Ok(safe_file::open(path)?.metadata().map_err(io)?.len())
+}
+
+fn heard(path: &Path, found: &mut Found) -> Result<(), DataError> {
+    found.bytes = size(path)?;
+    let clip = Clip::open(path)?;
+    found.kinds.push(format!("{} Hz", clip.rate));
+    found.seconds = Some(clip.seconds());
+    found.silent = clip.samples.iter().all(|&x| x == 0.0);
+    Ok(())
 }
 
 fn picture(path: &Path, found: &mut Found) -> Result<(), DataError> {
@@ -216,7 +227,13 @@ fn codec(path: &Path) -> Result<String, DataError> {
     check_pointer(&file, &head)?;
     let fault = |rule: &str| Err(DataError::invalid(&file, rule, "fetch it again"));
     if !head.starts_with(b"FLV") {
-        return if head.is_empty() { fault("the file is empty") } else { Ok("no Flash video".to_owned()) };
+        return match head.as_slice() {
+            [] => fault("the file is empty"),
+            [_, _, _, _, b'f', b't', b'y', b'p', ..] => Ok("MP4".to_owned()),
+            [0x1a, 0x45, 0xdf, 0xa3, ..] => Ok("Matroska or WebM".to_owned()),
+            [b'R', b'I', b'F', b'F', _, _, _, _, b'A', b'V', b'I', ..] => Ok("AVI".to_owned()),
+            _ => Ok("no Flash video".to_owned()),
+        };
     }
     let at = |place: usize| head.get(place).copied().map(usize::from);
     let number = |place: usize, bytes: usize| {

@@ -4,13 +4,14 @@
 //! AudioWAV/1001_DFA_ANG_XX.wav              sound, 16 kHz
 //! Image-01-FPS/1001_DFA_ANG_XX/00000.jpg …  frames, one per second, in the order of their names
 //! VideoFlash/1001_DFA_ANG_XX.flv            read by ffmpeg where a clip has no frames
+//! Face_features/1001_DFA_ANG_XX.npy         optional: (T, width) of each face, the modality `faces`
 //! summaryTable.csv                          votes of the raters; or below processedResults
 //! train.csv, test.csv                       a published split: a clip at the start of each line
 //! data_splits_VALV.pkl (or .json)           a published split: JSON, {"1": {"train": ["<clip>.wav-3", …], …}, …}
 //! ```
 //!
 //! The name of a clip says actor (1001 to 1091), sentence, emotion and intensity. A row is a name that occurs in any of the
-//! three folders; what it has not is missing. `X` in place of `XX`, which the published set has once, is read as `XX`.
+//! four folders; what it has not is missing. `X` in place of `XX`, which the published set has once, is read as `XX`.
 //!
 //! | `labels` | class of a clip |
 //! |---|---|
@@ -26,7 +27,8 @@
 //! | `mlb<k>_{train,val,test}`, lists | 5820 clips | where `data_splits_VALV` lies in the folder; actors disjoint, 63 / 14 / 14 |
 //! | `ogm_{train,test}`, lists | 6698 / 744 | where `train.csv` and `test.csv` lie in the folder; all actors in both |
 //!
-//! Four clips are known to be bad ([`BAD`]) and left out, of lists too.
+//! Frames whose names are numbers with a gap between them - a frame was lost, and the next one stands in its place - are
+//! warned of. Four clips are known to be bad ([`BAD`]) and left out, of lists too.
 //!
 //! Differences: MLB fills clips of fewer than three frames with random ones of the same clip, here the last is repeated;
 //! OGM takes the first frame that the file system lists, here it is the first by name. Both re-encode frames as JPEG with
@@ -36,8 +38,9 @@
 //! Source: Cao et al. 2014, IEEE Transactions on Affective Computing 5(4), github.com/CheyneyComputerScience/CREMA-D (Open
 //! Database License); frames as by OGM-GE_CVPR2022 @343dc1d, splits as by kkontras/MLB @357b5ce.
 
+use super::lists::Lists;
 use super::{LabelSource, ListedRow, Listing, Raw};
-use crate::{DataError, image::read_limited};
+use crate::DataError;
 use mm_core::StepRng;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -61,7 +64,6 @@ const INTENSITIES: [&str; 4] = ["XX", "LO", "MD", "HI"];
 /// A vote's letters, in the order of the classes.
 const VOTES: [&str; 6] = ["N", "H", "S", "F", "D", "A"];
 const FOLDS: usize = 5;
-const MAX_TABLE: u64 = 64 << 20;
 
 /// What the name of a clip says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -122,6 +124,7 @@ struct Files {
     sound: Option<PathBuf>,
     frames: Vec<PathBuf>,
     video: Option<PathBuf>,
+    faces: Option<PathBuf>,
 }
 
 pub(super) fn list(raw: &Path, labels: LabelSource) -> Result<Listing, DataError> {
@@ -133,12 +136,14 @@ pub(super) fn list(raw: &Path, labels: LabelSource) -> Result<Listing, DataError
             warnings.push(format!("{name} is left out: it is known to be bad ({why})"));
         }
     }
+    let mut lists = Lists::of(raw);
     let votes = match labels {
         LabelSource::Intended => None,
-        LabelSource::Consensus => Some(votes(raw)?),
+        LabelSource::Consensus => Some(votes(&mut lists)?),
     };
     let (mut rows, mut columns) = (Vec::new(), BTreeMap::<String, Vec<i64>>::new());
-    let (mut unlabelled, mut lacking) = (0, [0, 0]);
+    let (mut unlabelled, mut lacking) = (0, [0; 3]);
+    let faces = clips.values().any(|(_, files)| files.faces.is_some());
     for (id, (name, files)) in clips {
         let label = match &votes {
             None => Some(name.emotion),
@@ -156,7 +161,12 @@ pub(super) fn list(raw: &Path, labels: LabelSource) -> Result<Listing, DataError
         };
         lacking[0] += usize::from(sound == Raw::Missing);
         lacking[1] += usize::from(video == Raw::Missing);
-        rows.push(ListedRow { id, label: label as u32, raw: vec![sound, video] });
+        let mut inputs = vec![sound, video];
+        if faces {
+            lacking[2] += usize::from(files.faces.is_none());
+            inputs.push(files.faces.map_or(Raw::Missing, Raw::Array));
+        }
+        rows.push(ListedRow { id, label: label as u32, raw: inputs });
         let named = [
             ("actor", name.actor),
             ("fold", fold(name.actor)),
@@ -175,20 +185,34 @@ pub(super) fn list(raw: &Path, labels: LabelSource) -> Result<Listing, DataError
     if unlabelled > 0 {
         warnings.push(format!("{unlabelled} clips are left out: their votes are tied or missing"));
     }
-    let have = ["have no sound in AudioWAV", "have neither frames in Image-01-FPS nor a video in VideoFlash"];
+    let have = [
+        "have no sound in AudioWAV",
+        "have neither frames in Image-01-FPS nor a video in VideoFlash",
+        "have no array in Face_features",
+    ];
     for (count, what) in lacking.into_iter().zip(have).filter(|(count, _)| *count > 0) {
         warnings.push(format!("{count} clips {what}"));
     }
-    let indices = indices(raw, &rows, &mut warnings)?;
-    let modalities = vec!["audio".into(), "video".into()];
-    let classes = CLASSES.map(str::to_owned).to_vec();
-    Ok(Listing { name: "cremad".into(), classes, modalities, rows, columns, indices, warnings })
+    let indices = indices(&mut lists, &rows, &mut warnings)?;
+    let mut modalities = vec!["audio".into(), "video".into()];
+    if faces {
+        modalities.push("faces".into());
+    }
+    let (classes, lists) = (CLASSES.map(str::to_owned).to_vec(), lists.sums);
+    Ok(Listing { name: "cremad".into(), classes, modalities, rows, columns, indices, lists, warnings })
 }
 
-/// The clips of the three folders by their names.
+/// The clips of the folders by their names.
 fn clips(raw: &Path, warnings: &mut Vec<String>) -> Result<BTreeMap<String, (Name, Files)>, DataError> {
     let mut clips: BTreeMap<String, (Name, Files)> = BTreeMap::new();
-    for (folder, ending) in [("AudioWAV", Some("wav")), ("Image-01-FPS", None), ("VideoFlash", Some("flv"))] {
+    let folders = [
+        ("AudioWAV", Some("wav")),
+        ("Image-01-FPS", None),
+        ("VideoFlash", Some("flv")),
+        ("Face_features", Some("npy")),
+    ];
+    for (folder, ending) in folders {
+        let mut torn = BTreeSet::new();
         let mut strange = BTreeSet::new();
         for path in entries(&raw.join(folder))? {
             let text = |part: Option<&std::ffi::OsStr>| part.map(|s| s.to_string_lossy().into_owned());
@@ -206,8 +230,20 @@ fn clips(raw: &Path, warnings: &mut Vec<String>) -> Result<BTreeMap<String, (Nam
             match folder {
                 "AudioWAV" => files.sound = Some(path),
                 "VideoFlash" => files.video = Some(path),
-                _ => files.frames = entries(&path)?.into_iter().filter(|p| is_picture(p)).collect(),
+                "Face_features" => files.faces = Some(path),
+                _ => {
+                    files.frames = pictures(&path)?;
+                    if let Some(number) = gap(&files.frames) {
+                        torn.insert(format!("{name} ({number} is not there)"));
+                    }
+                }
             }
+        }
+        if let Some(first) = torn.first() {
+            let count = torn.len();
+            warnings.push(format!(
+                "{folder}: the numbers of the frames of {count} clips have gaps, such as {first}"
+            ));
         }
         if let Some(first) = strange.first() {
             let count = strange.len();
@@ -218,7 +254,7 @@ fn clips(raw: &Path, warnings: &mut Vec<String>) -> Result<BTreeMap<String, (Nam
 }
 
 /// What a folder holds, by name; nothing where there is no such folder. What begins with a point is not looked at.
-fn entries(folder: &Path) -> Result<Vec<PathBuf>, DataError> {
+pub(super) fn entries(folder: &Path) -> Result<Vec<PathBuf>, DataError> {
     if !folder.is_dir() {
         return Ok(Vec::new());
     }
@@ -231,19 +267,31 @@ fn entries(folder: &Path) -> Result<Vec<PathBuf>, DataError> {
     Ok(paths)
 }
 
+/// The pictures of a folder, by name.
+pub(super) fn pictures(folder: &Path) -> Result<Vec<PathBuf>, DataError> {
+    Ok(entries(folder)?.into_iter().filter(|path| is_picture(path)).collect())
+}
+
+/// The first number that lacks between the frames of a clip, whose names are numbers.
+fn gap(frames: &[PathBuf]) -> Option<u64> {
+    let number = |path: &PathBuf| path.file_stem()?.to_str()?.parse::<u64>().ok();
+    let numbers: Option<Vec<u64>> = frames.iter().map(number).collect();
+    let numbers = numbers?;
+    numbers.iter().zip(numbers.iter().skip(1)).find(|(a, b)| *a + 1 < **b).map(|(a, _)| a + 1)
+}
+
 fn is_picture(path: &Path) -> bool {
     path.extension().is_some_and(|e| ["jpg", "jpeg", "png"].iter().any(|known| e.eq_ignore_ascii_case(known)))
 }
 
 /// The class of each clip that most raters agree on.
-fn votes(raw: &Path) -> Result<BTreeMap<String, usize>, DataError> {
-    let places = [raw.join("summaryTable.csv"), raw.join("processedResults").join("summaryTable.csv")];
-    let Some(path) = places.iter().find(|path| path.is_file()) else {
+fn votes(lists: &mut Lists<'_>) -> Result<BTreeMap<String, usize>, DataError> {
+    let Some((name, _)) = lists.first(&["summaryTable.csv", "processedResults/summaryTable.csv"])? else {
         let rule = "there is no summaryTable.csv in it, nor below processedResults";
         let remedy = "fetch the table from where CREMA-D comes from, or use the labels `intended`";
-        return Err(DataError::invalid(&raw.display().to_string(), rule, remedy));
+        return Err(DataError::invalid(&lists.path("").display().to_string(), rule, remedy));
     };
-    let sheet = super::manifest::Sheet::read(path)?;
+    let sheet = super::manifest::Sheet::read(&lists.path(&name))?;
     let mut votes = BTreeMap::new();
     for line in 0..sheet.lines() {
         let name = Name::read(sheet.cell(line, "FileName")?);
@@ -257,7 +305,7 @@ fn votes(raw: &Path) -> Result<BTreeMap<String, usize>, DataError> {
 
 /// The lists of the published splits that lie in the folder.
 fn indices(
-    raw: &Path,
+    read: &mut Lists<'_>,
     rows: &[ListedRow],
     warnings: &mut Vec<String>,
 ) -> Result<BTreeMap<String, Vec<usize>>, DataError> {
@@ -286,17 +334,17 @@ fn indices(
     };
     for part in ["train", "test"] {
         let file = format!("{part}.csv");
-        if let Some(text) = text(&raw.join(&file))? {
-            let clip = |line: &str| clip_of(line.trim_start_matches('\u{feff}').split(',').next()?.trim());
+        if let Some(text) = read.read(&file)? {
+            let clip = |line: &str| clip_of(line.split(',').next()?.trim());
             add(format!("ogm_{part}"), &file, &mut text.lines().filter_map(clip));
         }
     }
     for file in ["data_splits_VALV.json", "data_splits_VALV.pkl"] {
-        let Some(text) = text(&raw.join(file))? else { continue };
+        let Some(text) = read.read(file)? else { continue };
         let splits: Splits = serde_json::from_str(&text).map_err(|e| {
             let rule = format!("is not the published list of splits ({e})");
             let remedy = "fetch it again, or take it out of the folder; a pickle is never read";
-            DataError::invalid(&raw.join(file).display().to_string(), rule, remedy)
+            DataError::invalid(&read.path(file).display().to_string(), rule, remedy)
         })?;
         for (number, parts) in splits {
             for part in ["train", "val", "test"] {
@@ -313,15 +361,4 @@ fn indices(
 /// The clip that a cell of a list names, with or without an ending.
 fn clip_of(cell: &str) -> Option<Name> {
     Name::read(cell.split('.').next().unwrap_or_default())
-}
-
-/// A text file of reasonable size; nothing where there is none.
-fn text(path: &Path) -> Result<Option<String>, DataError> {
-    if !path.exists() {
-        return Ok(None);
-    }
-    let file = path.display().to_string();
-    String::from_utf8(read_limited(path, MAX_TABLE)?).map(Some).map_err(|_| {
-        DataError::invalid(&file, "it is no text in UTF-8", "fetch it again; a pickle is never read")
-    })
 }

@@ -65,6 +65,7 @@ pub(super) fn list(raw: &Path) -> Result<Listing, DataError> {
         rows,
         columns,
         indices: BTreeMap::new(),
+        lists: BTreeMap::new(),
         warnings: Vec::new(),
     })
 }

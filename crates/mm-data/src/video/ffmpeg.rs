@@ -141,8 +141,13 @@ impl Ffmpeg {
         done.stdout.chunks_exact(size).map(|f| Frame::new(info.height, info.width, 3, f.to_vec())).collect()
     }
 
+    /// Which program it is.
+    pub(super) fn program(&self) -> &Path {
+        &self.program
+    }
+
     /// The program with what all calls that decode have in common.
-    fn reader(&self, path: &Path) -> Result<Command, DataError> {
+    pub(super) fn reader(&self, path: &Path) -> Result<Command, DataError> {
         let input = input(path)?;
         let mut command = Command::new(&self.program);
         command.args(["-hide_banner", "-nostdin", "-nostats", "-loglevel", "error", "-noautorotate"]);
@@ -151,13 +156,13 @@ impl Ffmpeg {
     }
 
     /// `ffprobe` beside the program, where it is.
-    fn ffprobe(&self) -> Option<PathBuf> {
+    pub(super) fn ffprobe(&self) -> Option<PathBuf> {
         let name = self.program.file_name()?.to_str()?;
         let path = self.program.with_file_name(name.replace("ffmpeg", "ffprobe"));
         (name.contains("ffmpeg") && path.is_file()).then_some(path)
     }
 
-    fn run(&self, path: &Path, mut command: Command, limit: u64) -> Result<Done, DataError> {
+    pub(super) fn run(&self, path: &Path, mut command: Command, limit: u64) -> Result<Done, DataError> {
         let end = Instant::now() + self.timeout;
         let name = command.get_program().display().to_string();
         let cannot = |e: std::io::Error| invalid(path, format!("{name} cannot be run ({e})"), REMEDY);
@@ -200,14 +205,14 @@ impl Drop for Running {
 }
 
 /// A program that ended.
-struct Done {
+pub(super) struct Done {
     status: ExitStatus,
-    stdout: Vec<u8>,
-    stderr: String,
+    pub(super) stdout: Vec<u8>,
+    pub(super) stderr: String,
 }
 
 impl Done {
-    fn check(&self, path: &Path, program: &str) -> Result<(), DataError> {
+    pub(super) fn check(&self, path: &Path, program: &str) -> Result<(), DataError> {
         if self.status.success() {
             return Ok(());
         }
@@ -255,7 +260,7 @@ fn keep_end(mut pipe: impl Read, limit: usize, bytes: &mut Vec<u8>) -> std::io::
 }
 
 /// The file as ffmpeg's own name for files: no other protocol, no option, whatever the name looks like.
-fn input(path: &Path) -> Result<OsString, DataError> {
+pub(super) fn input(path: &Path) -> Result<OsString, DataError> {
     let mut head = Vec::new();
     let io = |source| DataError::Io { file: path.display().to_string(), source };
     safe_file::open(path)?.take(64).read_to_end(&mut head).map_err(io)?;
@@ -265,7 +270,7 @@ fn input(path: &Path) -> Result<OsString, DataError> {
     Ok(input)
 }
 
-fn invalid(path: &Path, rule: impl Into<String>, remedy: &str) -> DataError {
+pub(super) fn invalid(path: &Path, rule: impl Into<String>, remedy: &str) -> DataError {
     DataError::invalid(&path.display().to_string(), rule, remedy)
 }
 

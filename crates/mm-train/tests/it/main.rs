@@ -7,6 +7,7 @@ mod determinism;
 mod directory;
 mod optim;
 mod packed;
+mod raw_test_part;
 mod refused;
 mod selection;
 mod support;
