@@ -27,11 +27,14 @@
 
 mod config;
 mod read;
+mod rows;
+mod shard;
 mod verify;
 mod write;
 
 pub use config::{Normalize, PackedConfig, PackedInputConfig, Pad};
-pub use read::{Pack, PackedInput};
+pub use read::Pack;
+pub use rows::PackedInput;
 pub use verify::{Verified, verify};
 pub use write::{Plan, PlannedModality, Row, WriteProgress, Written, write};
 
