@@ -1,6 +1,7 @@
 //! Tensors of a safetensors file as plain numbers.
 
 use crate::DataError;
+use half::{f16, slice::HalfFloatSliceExt};
 use safetensors::Dtype;
 
 /// Whether a type is an integer or a flag.
@@ -17,7 +18,7 @@ pub(crate) fn is_float(dtype: Dtype) -> bool {
 /// Little-endian floats as f32; numbers beyond f32 become infinite.
 pub(crate) fn floats(file: &str, name: &str, dtype: Dtype, bytes: &[u8]) -> Result<Vec<f32>, DataError> {
     Ok(match dtype {
-        Dtype::F16 => each(bytes, |b| half_to_f32(u16::from_le_bytes(b))),
+        Dtype::F16 => halves(bytes),
         Dtype::BF16 => each(bytes, |b| f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16)),
         Dtype::F32 => each(bytes, f32::from_le_bytes),
         Dtype::F64 => each(bytes, |b| f64::from_le_bytes(b) as f32),
@@ -59,21 +60,18 @@ fn each<const N: usize, T>(bytes: &[u8], read: impl Fn([u8; N]) -> T) -> Vec<T> 
 }
 
 /// IEEE 754 binary16: a sign, 5 bits of exponent, 10 of mantissa. Every value is exact in f32.
-fn half_to_f32(bits: u16) -> f32 {
-    let sign = if bits >> 15 == 1 { -1.0 } else { 1.0 };
-    let exponent = i32::from(bits >> 10 & 0x1f);
-    let mantissa = f32::from(bits & 0x3ff);
-    sign * match exponent {
-        0 => mantissa * 2f32.powi(-24),
-        31 if mantissa == 0.0 => f32::INFINITY,
-        31 => f32::NAN,
-        _ => (1024.0 + mantissa) * 2f32.powi(exponent - 25),
-    }
+fn halves(bytes: &[u8]) -> Vec<f32> {
+    let halves = each(bytes, f16::from_le_bytes);
+    let mut values = vec![0.0; halves.len()];
+    halves.convert_to_f32_slice(&mut values);
+    values
 }
 
 #[cfg(test)]
 mod tests {
-    use super::half_to_f32;
+    fn half_to_f32(bits: u16) -> f32 {
+        super::halves(&bits.to_le_bytes())[0]
+    }
 
     #[test]
     fn half_precision_has_its_landmarks() {

@@ -29,6 +29,15 @@ pub enum Picture {
     None,
 }
 
+/// Who reads the rows of a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Threads {
+    /// The thread that asks.
+    One,
+    /// All threads of the pool.
+    All,
+}
+
 /// Rows of one modality as a tensor (B, …), and how long each is where they differ.
 pub(crate) type Gathered = (Tensor, Option<Arc<[usize]>>);
 
@@ -86,6 +95,7 @@ impl Input {
         &self,
         rows: &[usize],
         key: Option<StepRng>,
+        threads: Threads,
         dtype: DType,
         device: &Device,
     ) -> Result<Gathered> {
@@ -97,7 +107,7 @@ impl Input {
                 }
                 Ok((Tensor::from_vec(values, (rows.len(), x.dim), device)?.to_dtype(dtype)?, None))
             }
-            Self::Packed(x) => x.gather(rows, key, dtype, device),
+            Self::Packed(x) => x.gather(rows, key, threads, dtype, device),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Batches of rows, in an order that depends on nothing but its key.
 
+use crate::input::Threads;
 use crate::{DataError, Dataset, Input};
 use candle_core::{DType, Device, Result, bail};
 use mm_core::{Batch, ConfigError, Modal, Modalities, Presence, StepRng};
@@ -77,7 +78,7 @@ impl<'a> Loader<'a> {
     /// The batch of some rows: inputs of `dtype` on `device`, zeros where a modality is missing, and presence flags for
     /// modalities that some of these rows lack. Nothing is augmented.
     pub fn batch(&self, rows: &[usize], dtype: DType, device: &Device) -> Result<Batch> {
-        self.make(rows, None, dtype, device)
+        self.make(rows, None, Threads::All, dtype, device)
     }
 
     /// As [`Loader::batch`], augmented as the data's settings say. What a row becomes depends on `key` and the row alone;
@@ -89,10 +90,17 @@ impl<'a> Loader<'a> {
         dtype: DType,
         device: &Device,
     ) -> Result<Batch> {
-        self.make(rows, Some(key), dtype, device)
+        self.make(rows, Some(key), Threads::All, dtype, device)
     }
 
-    fn make(&self, rows: &[usize], key: Option<StepRng>, dtype: DType, device: &Device) -> Result<Batch> {
+    pub(crate) fn make(
+        &self,
+        rows: &[usize],
+        key: Option<StepRng>,
+        threads: Threads,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Batch> {
         if rows.is_empty() {
             bail!("a batch needs at least one row");
         }
@@ -100,7 +108,8 @@ impl<'a> Loader<'a> {
             bail!("row {row} does not exist in {}, there are {} rows", self.data.origin, self.data.rows());
         }
         let labels = rows.iter().map(|&row| self.data.labels[row]).collect();
-        assemble(&self.data.modalities, &self.data.inputs, labels, rows, key, dtype, device)
+        let from = (&self.data.modalities, &self.data.inputs);
+        assemble(from, labels, rows, (key, threads), dtype, device)
     }
 }
 
@@ -112,15 +121,14 @@ pub fn unlabelled_batch(
     dtype: DType,
     device: &Device,
 ) -> Result<Batch> {
-    assemble(modalities, inputs, vec![0; rows.len()], rows, None, dtype, device)
+    assemble((modalities, inputs), vec![0; rows.len()], rows, (None, Threads::All), dtype, device)
 }
 
 fn assemble(
-    modalities: &Modalities,
-    all: &Modal<Input>,
+    (modalities, all): (&Modalities, &Modal<Input>),
     labels: Vec<u32>,
     rows: &[usize],
-    key: Option<StepRng>,
+    (key, threads): (Option<StepRng>, Threads),
     dtype: DType,
     device: &Device,
 ) -> Result<Batch> {
@@ -128,7 +136,7 @@ fn assemble(
     let mut lengths = Vec::with_capacity(all.len());
     for (m, x) in all.iter() {
         let key = key.map(|key| key.stream(modalities.name(m)));
-        let (x, own) = x.gather(rows, key, dtype, device)?;
+        let (x, own) = x.gather(rows, key, threads, dtype, device)?;
         inputs.push(x);
         lengths.push(own);
     }

@@ -23,6 +23,7 @@ mod nary;
 mod onednn;
 pub mod optim;
 mod parallel;
+pub mod pixels;
 pub mod pool;
 mod products;
 pub mod residual;
@@ -32,6 +33,7 @@ pub mod scale;
 mod scratch;
 mod simd;
 pub mod softmax;
+pub mod spectrum;
 #[cfg(test)]
 mod testing;
 mod vmath;

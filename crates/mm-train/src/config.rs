@@ -20,6 +20,7 @@
 use crate::optim::OptimConfig;
 use crate::parse::{refuse_rest, section, take_table};
 use crate::schedule::ScheduleConfig;
+pub use crate::train_config::TrainConfig;
 use mm_balance::{MethodConfig, Needs, catalogue};
 use mm_core::{Checked, ConfigError, Modal, Modalities, RowShape};
 use mm_data::{DataConfig, DataError, Summary};
@@ -92,81 +93,6 @@ pub enum Precision {
     F32,
     /// 64 bits.
     F64,
-}
-
-/// The training loop.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct TrainConfig {
-    /// Epochs at most; at least 1.
-    pub epochs: usize,
-    /// Rows per step; at least 1.
-    pub batch_size: usize,
-    /// Epochs without improvement after which training stops; never where not given.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub patience: Option<usize>,
-    /// How the epoch to report is chosen.
-    pub protocol: Protocol,
-    /// By which number.
-    pub select: Select,
-    /// Largest global gradient norm.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub clip_norm: Option<f64>,
-    /// `cpu`, `cuda`, `cuda:N` or `metal`.
-    pub device: String,
-    /// `f32` or `f64`.
-    pub precision: Precision,
-    /// Seconds between checkpoints, at most.
-    pub checkpoint_seconds: f64,
-    /// Steps between checkpoints; only by time where not given.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub checkpoint_steps: Option<usize>,
-    /// Training rows that linear probes learn from, at most.
-    pub probe_rows: usize,
-}
-
-impl Default for TrainConfig {
-    fn default() -> Self {
-        Self {
-            epochs: 40,
-            batch_size: 64,
-            patience: None,
-            protocol: Protocol::ValidationSelect,
-            select: Select::Accuracy,
-            clip_norm: None,
-            device: "cpu".into(),
-            precision: Precision::F32,
-            checkpoint_seconds: 30.0,
-            checkpoint_steps: None,
-            probe_rows: 5000,
-        }
-    }
-}
-
-impl TrainConfig {
-    fn check(&self) -> Checked<()> {
-        ConfigError::check_range("epochs", self.epochs as f64, 1.0, 1e9)?;
-        ConfigError::check_range("batch_size", self.batch_size as f64, 1.0, 1e9)?;
-        if let Some(norm) = self.clip_norm {
-            ConfigError::check_range("clip_norm", norm, f64::MIN_POSITIVE, f64::MAX)?;
-        }
-        if self.patience == Some(0) {
-            return Err(ConfigError::new(
-                "patience",
-                0,
-                "must be at least 1; leave it out to never stop early",
-            ));
-        }
-        ConfigError::check_range("checkpoint_seconds", self.checkpoint_seconds, 0.0, f64::MAX)?;
-        if self.checkpoint_steps == Some(0) {
-            return Err(ConfigError::new(
-                "checkpoint_steps",
-                0,
-                "must be at least 1; leave it out to save by time",
-            ));
-        }
-        ConfigError::check_range("probe_rows", self.probe_rows as f64, 2.0, 1e12)
-    }
 }
 
 /// A whole run.

@@ -15,6 +15,7 @@ pub mod record;
 pub mod result;
 pub mod schedule;
 mod telemetry;
+mod train_config;
 pub mod trainer;
 
 pub use config::{ModelConfig, Protocol, RunConfig, TrainConfig};

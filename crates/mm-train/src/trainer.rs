@@ -17,7 +17,7 @@ use crate::telemetry::{epoch_line, part, step_line};
 use candle_core::Tensor;
 use mm_balance::{EpochCx, EpochReport, LazyBatches, MethodConfig, StepCx};
 use mm_core::{Batch, ConfigError, Modalities, ParamStore, StepRng};
-use mm_data::{Loader, Prepared};
+use mm_data::{Batches, Loader, Prepared, Recipe};
 use mm_encoders::weights::Source;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -239,38 +239,47 @@ impl<'a> Run<'a> {
             if self.at.batches == 0 {
                 step.epoch_start(&epoch_cx)?;
             }
-            for rows in &batches[self.at.batches..] {
-                let batch = loader.training_batch(rows, augment.epoch(epoch), dtype, device)?;
-                let cx = StepCx::new(model, params, &batch, epoch, self.at.step, key);
-                optim.learning_rate = rate(self.at.step);
-                let report = step.step(&cx, &mut optim)?;
-                if report.rows > 0 && !report.loss.is_finite() {
-                    self.metrics.flush()?;
-                    let what = format!("the loss is {}", report.loss);
-                    return Err(TrainError::Diverged { what, step: self.at.step, epoch });
+            let recipe = Recipe { key: Some(augment.epoch(epoch)), dtype, device };
+            let left = &batches[self.at.batches..];
+            let steps = |ready: &mut Batches<'_>| -> Result<bool, TrainError> {
+                for batch in ready {
+                    let batch = batch?;
+                    let cx = StepCx::new(model, params, &batch, epoch, self.at.step, key);
+                    optim.learning_rate = rate(self.at.step);
+                    let report = step.step(&cx, &mut optim)?;
+                    if report.rows > 0 && !report.loss.is_finite() {
+                        self.metrics.flush()?;
+                        let what = format!("the loss is {}", report.loss);
+                        return Err(TrainError::Diverged { what, step: self.at.step, epoch });
+                    }
+                    self.metrics.line(&step_line(&self.at, &report, optim.learning_rate, &self.names))?;
+                    if report.rows > 0 {
+                        self.at.loss_sum += report.loss * report.rows as f64;
+                        self.at.loss_rows += report.rows;
+                    }
+                    self.at.step += 1;
+                    self.at.batches += 1;
+                    bar.inc(1);
+                    let stop = self.options.interrupted.load(Ordering::Relaxed);
+                    let by_steps =
+                        config.train.checkpoint_steps.is_some_and(|n| self.at.step.is_multiple_of(n));
+                    let by_time = self.last_save.elapsed().as_secs_f64() >= config.train.checkpoint_seconds;
+                    if stop || by_steps || by_time {
+                        self.at.seconds = seconds();
+                        let snapshot =
+                            Snapshot { params, step: step.as_ref(), optim: &optim, best: self.best.as_ref() };
+                        snapshot.save(&self.dir, &mut self.at, &mut self.metrics)?;
+                        self.last_save = Instant::now();
+                    }
+                    if stop {
+                        return Ok(false);
+                    }
                 }
-                self.metrics.line(&step_line(&self.at, &report, optim.learning_rate, &self.names))?;
-                if report.rows > 0 {
-                    self.at.loss_sum += report.loss * report.rows as f64;
-                    self.at.loss_rows += report.rows;
-                }
-                self.at.step += 1;
-                self.at.batches += 1;
-                bar.inc(1);
-                let stop = self.options.interrupted.load(Ordering::Relaxed);
-                let by_steps = config.train.checkpoint_steps.is_some_and(|n| self.at.step.is_multiple_of(n));
-                let by_time = self.last_save.elapsed().as_secs_f64() >= config.train.checkpoint_seconds;
-                if stop || by_steps || by_time {
-                    self.at.seconds = seconds();
-                    let snapshot =
-                        Snapshot { params, step: step.as_ref(), optim: &optim, best: self.best.as_ref() };
-                    snapshot.save(&self.dir, &mut self.at, &mut self.metrics)?;
-                    self.last_save = Instant::now();
-                }
-                if stop {
-                    bar.abandon();
-                    return Ok(false);
-                }
+                Ok(true)
+            };
+            if !loader.with_batches(left, recipe, config.train.prefetch(), steps)? {
+                bar.abandon();
+                return Ok(false);
             }
 
             let evaluator = Evaluator { model, step: step.as_ref(), data, dtype, device };

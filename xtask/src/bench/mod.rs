@@ -20,7 +20,8 @@ Examples:
   cargo xtask bench -- mlb                  only benches whose name contains `mlb`
   cargo xtask bench -- -- --save-baseline before
   cargo xtask bench kernels -- conv         the kernels' benches whose name contains `conv`
-  cargo xtask bench peer                    training steps beside PyTorch's"
+  cargo xtask bench peer                    training steps beside PyTorch's
+  cargo xtask bench peer --row data         files and front-ends beside librosa, Pillow, soundfile"
 )]
 pub(crate) struct Args {
     #[command(subcommand)]

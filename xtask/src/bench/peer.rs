@@ -1,7 +1,8 @@
-//! `cargo xtask bench peer`: the same training steps and evaluations here and in PyTorch, in turns.
+//! `cargo xtask bench peer`: the same training steps and evaluations here and in PyTorch, and the same files here and in
+//! Python's libraries, in turns.
 
 use super::report::{Environment, Measured, Report, Row};
-use super::row::{ROWS, fixed_batch, library, select};
+use super::row::{ROWS, fixed_batch, is_data, library, select};
 use super::side::{Interrupted, Side};
 use crate::files::write_atomic;
 use crate::interrupt::Interrupt;
@@ -13,6 +14,8 @@ use std::time::Duration;
 
 /// The other side's program.
 const SCRIPT: &str = include_str!("peer.py");
+/// The same for rows of data.
+const DATA_SCRIPT: &str = include_str!("peer_data.py");
 /// What a check of the other side begins with: as that script, it takes no module from the folder that it is started in.
 const NO_FOLDER: &str = "import sys; sys.path = [folder for folder in sys.path if folder]";
 /// The allocator of both sides: freed blocks are kept and lie on huge pages, so that neither side pays for maps that
@@ -27,16 +30,20 @@ const PAUSE: Duration = Duration::from_millis(400);
 /// Both sides are processes of their own that live as long as their row; while one works the other waits. They take
 /// turns in every round, and who begins changes from round to round. Each has the same threads and the same settings
 /// of the allocator. Without torch ours runs alone; so do single rows whose other side needs a library that this
-/// Python lacks: wav2vec2-base transformers, efficientnet-b2 torchvision. Rows with `-forward` evaluate only.
+/// Python lacks: wav2vec2-base transformers, efficientnet-b2 torchvision. Rows with `-forward` evaluate only. Rows of
+/// data read files or analyse them on one thread: data-stft beside librosa, data-jpeg beside Pillow and torchvision,
+/// data-wav beside soundfile.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   cargo xtask bench peer
   cargo xtask bench peer --row resnet18-visual,conformer --rounds 9 --out peer.json
   PEER_PYTHON=~/torch/bin/python cargo xtask bench peer --threads 1
+  cargo xtask bench peer --row data --steps 20
 
 The environment variable PEER_PYTHON names the Python that has torch; default python3. PEER_STEP_BIN names another
-program for our side than the example `peer_step` of mm-train, which is built otherwise.
+program for our side than the example `peer_step` of mm-train, which is built otherwise; PEER_DATA_BIN another one than
+the example `peer_data` of mm-data, for rows of data.
 
 Measure on an idle machine. Exit codes: 0 done; 1 a side failed; 2 the command line is not right; 130 interrupted.")]
 pub(super) struct Args {
@@ -55,7 +62,7 @@ pub(super) struct Args {
     /// Threads of either side; default all cores
     #[arg(long, value_parser = at_least_one)]
     threads: Option<usize>,
-    /// Rows of a batch; conformer-f32 and efficientnet-b2 always have 8, wav2vec2-base 4
+    /// Rows of a batch; conformer-f32 and efficientnet-b2 always have 8, wav2vec2-base 4, data 16
     #[arg(long, default_value_t = 16, value_parser = at_least_one)]
     batch: usize,
     /// Leave the allocator as the system has it, on both sides
@@ -84,27 +91,35 @@ fn at_least_one(text: &str) -> Result<usize, String> {
 pub(super) fn run(args: &Args) -> Result<ExitCode> {
     let rows = select(&args.row)?;
     let interrupt = Interrupt::listen()?;
-    let built = match std::env::var_os("PEER_STEP_BIN") {
-        Some(path) => Ok(PathBuf::from(path)),
-        None => build_program(
-            cargo(&["build", "--release", "-p", "mm-train", "--example", "peer_step"]),
-            "peer_step",
-        ),
-    };
+    let mut programs = Vec::new();
+    for (wanted, package, program, other) in [
+        (rows.iter().any(|row| !is_data(row)), "mm-train", "peer_step", "PEER_STEP_BIN"),
+        (rows.iter().any(|row| is_data(row)), "mm-data", "peer_data", "PEER_DATA_BIN"),
+    ] {
+        programs.push(match std::env::var_os(other) {
+            _ if !wanted => Ok(PathBuf::new()),
+            Some(path) => Ok(PathBuf::from(path)),
+            None => {
+                build_program(cargo(&["build", "--release", "-p", package, "--example", program]), program)
+            }
+        });
+    }
     if interrupt.came() {
         return Ok(interrupted(0, rows.len()));
     }
-    let ours = built?;
+    let programs: Vec<PathBuf> = programs.into_iter().collect::<Result<_>>()?;
+    let [ours, ours_data] = <[PathBuf; 2]>::try_from(programs).unwrap_or_default();
     let python = std::env::var_os("PEER_PYTHON").map_or_else(|| PathBuf::from("python3"), PathBuf::from);
     let torch = torch_version(&python);
-    if torch.is_none() {
+    if torch.is_none() && rows.iter().any(|row| !is_data(row)) {
         eprintln!(
             "there is no PyTorch under {}: ours runs alone (PEER_PYTHON names a Python that has torch)",
             python.display()
         );
     }
     let threads = args.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
-    let plan = Plan { args, ours, python, torch, threads, interrupt };
+    let files = tempfile::tempdir()?;
+    let plan = Plan { args, ours, ours_data, python, torch, threads, interrupt, files: files.path() };
 
     let environment = Environment {
         cpu: processor(),
@@ -146,10 +161,13 @@ fn interrupted(done: usize, all: usize) -> ExitCode {
 struct Plan<'a> {
     args: &'a Args,
     ours: PathBuf,
+    ours_data: PathBuf,
     python: PathBuf,
     torch: Option<String>,
     threads: usize,
     interrupt: Interrupt,
+    /// Where rows of data have their files.
+    files: &'a Path,
 }
 
 impl Plan<'_> {
@@ -159,15 +177,18 @@ impl Plan<'_> {
 
     /// Runs one row: warms both sides up, lets them take turns, and asks for their memory.
     fn measure(&self, name: &str) -> Result<Row> {
-        let mut sides = vec![self.start("ours", Command::new(&self.ours), name)?];
-        let missing = library(name).filter(|library| self.torch.is_some() && !has(&self.python, library));
+        let data = is_data(name);
+        let ours = if data { &self.ours_data } else { &self.ours };
+        let mut sides = vec![self.start("ours", Command::new(ours), name)?];
+        let asked = data || self.torch.is_some();
+        let missing = library(name).filter(|library| asked && !has(&self.python, library));
         if let Some(library) = missing {
             eprintln!("there is no {library} under {}: ours runs alone in {name}", self.python.display());
         }
-        if self.torch.is_some() && missing.is_none() {
+        if asked && missing.is_none() {
             let mut python = Command::new(&self.python);
-            python.args(["-c", SCRIPT]);
-            sides.push(self.start("PyTorch", python, name)?);
+            python.args(["-c", if data { DATA_SCRIPT } else { SCRIPT }]);
+            sides.push(self.start(if data { "Python" } else { "PyTorch" }, python, name)?);
         }
         if self.args.warmup > 0 {
             for (side, _) in &mut sides {
@@ -206,11 +227,15 @@ impl Plan<'_> {
     fn command(&self, mut command: Command, name: &str) -> Command {
         command.args(["--row", name]);
         command.args(["--batch", &self.batch(name).to_string()]);
+        if is_data(name) {
+            command.arg("--files").arg(self.files);
+        }
         if self.args.small {
             command.arg("--small");
         }
-        for variable in ["RAYON_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"] {
-            command.env(variable, self.threads.to_string());
+        let threads = if is_data(name) { 1 } else { self.threads };
+        for variable in ["RAYON_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"] {
+            command.env(variable, threads.to_string());
         }
         match self.tunables() {
             Some(tunables) => command.env("GLIBC_TUNABLES", tunables),

@@ -1,5 +1,6 @@
 //! What `cargo xtask bench peer` makes of its measurements: medians, ratios in pairs, a table, a file.
 
+use super::row::is_data;
 use crate::document::{Block, Grid, text};
 use serde::Serialize;
 
@@ -155,7 +156,10 @@ impl Report {
         if self.rows.iter().any(|row| row.name.contains("-forward-")) {
             notes.push("A step of a row with `-forward` is one evaluation.".to_owned());
         }
-        if e.peer.is_some() {
+        if self.rows.iter().any(|row| is_data(&row.name)) {
+            notes.push("A step of a row `data-` is so many files or clips, on one thread.".to_owned());
+        }
+        if self.rows.iter().any(|row| row.ratio.is_some()) {
             notes.push(
                 "Ratio: ours / peer, below 1 where ours is faster; of the times, the median over the rounds \
                  of each round's ratio. Beside bf16 PyTorch runs under autocast, beside bf16x3 in f32."

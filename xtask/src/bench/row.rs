@@ -1,11 +1,11 @@
-//! The rows of `cargo xtask bench peer`: what is trained, or with `-forward` only evaluated.
+//! The rows of `cargo xtask bench peer`: what is trained, with `-forward` only evaluated, with `data-` read or analysed.
 
 use crate::suggest::choose;
 use anyhow::Result;
 
 /// Every row, in the order of the table. `bf16` is autocast on the other side, which has no bf16x3 and computes in f32
 /// there.
-pub(super) const ROWS: [&str; 14] = [
+pub(super) const ROWS: [&str; 17] = [
     "resnet18-audio-f32",
     "resnet18-visual-f32",
     "resnet18-av-mlb-f32",
@@ -20,23 +20,37 @@ pub(super) const ROWS: [&str; 14] = [
     "resnet18-audio-bf16x3",
     "resnet18-visual-bf16x3",
     "resnet18-av-mlb-bf16x3",
+    "data-stft",
+    "data-jpeg",
+    "data-wav",
 ];
+
+/// Whether `row` is about files and front-ends, which have programs of their own on both sides and run on one thread.
+pub(super) fn is_data(row: &str) -> bool {
+    family(row) == "data"
+}
 
 /// The rows of a batch where the definition of `row` fixes them.
 pub(super) fn fixed_batch(row: &str) -> Option<usize> {
     match family(row) {
         "wav2vec2" => Some(4),
         "efficientnet" => Some(8),
+        "data" => Some(16),
         _ => (row == "conformer-f32").then_some(8),
     }
 }
 
-/// The library that the other side's model of `row` comes from, beside torch.
+/// The library that the other side of `row` needs: for its model beside torch, for data alone.
 pub(super) fn library(row: &str) -> Option<&'static str> {
     match family(row) {
         "wav2vec2" => Some("transformers"),
         "efficientnet" => Some("torchvision"),
-        _ => None,
+        _ => match row {
+            "data-stft" => Some("librosa"),
+            "data-jpeg" => Some("torchvision"),
+            "data-wav" => Some("soundfile"),
+            _ => None,
+        },
     }
 }
 
@@ -81,6 +95,8 @@ mod tests {
             names(&["wav2vec2-base"]).expect("known"),
             ["wav2vec2-base-forward-f32", "wav2vec2-base-f32"]
         );
+        assert_eq!(names(&["data", "conformer-f32"]).expect("known").len(), 4);
+        assert!(is_data("data-wav") && !is_data("conformer-f32"));
         let error = names(&["resnet18-adio-f32"]).expect_err("unknown").to_string();
         assert!(error.starts_with("there is no row `resnet18-adio-f32`; did you mean `resnet18-audio-f32`?"));
     }
@@ -94,11 +110,15 @@ mod tests {
                 ("conformer-f32", 8),
                 ("wav2vec2-base-forward-f32", 4),
                 ("wav2vec2-base-f32", 4),
-                ("efficientnet-b2-forward-f32", 8)
+                ("efficientnet-b2-forward-f32", 8),
+                ("data-stft", 16),
+                ("data-jpeg", 16),
+                ("data-wav", 16)
             ]
         );
         assert_eq!(library("wav2vec2-base-f32"), Some("transformers"));
         assert_eq!(library("efficientnet-b2-forward-f32"), Some("torchvision"));
+        assert_eq!(library("data-stft"), Some("librosa"));
         assert_eq!(library("conformer-f32"), None);
         assert_eq!(library("resnet18-audio-f32"), None);
     }

@@ -12,7 +12,7 @@ if [ "$1" = -c ]; then
     case $2 in
         *"; import torch; "*) echo "torch 9.9"; exit ;;
         *"; import ${FAKE_SIDE_LACKS:-nothing}") exit 1 ;;
-        *"; import transformers" | *"; import torchvision") exit ;;
+        *"; import transformers" | *"; import torchvision" | *"; import librosa" | *"; import soundfile") exit ;;
     esac
     shift 2
 fi

@@ -25,7 +25,7 @@ impl Bench {
         let mut command = Command::new(env!("CARGO_BIN_EXE_xtask"));
         command.args(["bench", "peer"]).args(line.split_whitespace());
         let fake = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/fake-side.sh");
-        command.env("PEER_STEP_BIN", &fake).env("PEER_PYTHON", &fake);
+        command.env("PEER_STEP_BIN", &fake).env("PEER_DATA_BIN", &fake).env("PEER_PYTHON", &fake);
         command.env("FAKE_SIDE_LOG", self.path("log"));
         command
     }
@@ -137,10 +137,40 @@ fn a_row_without_its_library_runs_alone_and_others_do_not() {
 }
 
 #[test]
+fn rows_of_data_have_files_one_thread_and_libraries_of_their_own() {
+    let bench = Bench::new();
+    let mut command = bench.command("--row data --threads 2 --rounds 1 --steps 1 --warmup 0 --batch 3");
+    command.env("FAKE_SIDE_LACKS", "soundfile");
+    let output = finish(command);
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    assert!(stderr(&output).contains(": ours runs alone in data-wav"), "{}", stderr(&output));
+    let log = bench.log();
+    let started: Vec<&str> = log.lines().filter(|line| line.contains("--row")).collect();
+    let whose: Vec<&str> =
+        started.iter().filter_map(|line| line.split(" --batch 16 --files ").next()).collect();
+    let rows = ["data-stft", "data-jpeg", "data-wav"];
+    let expected: Vec<String> =
+        rows.iter().flat_map(|row| ["ours", "torch"].map(|who| format!("{who} --row {row}"))).collect();
+    assert_eq!(whose, expected[..5]);
+    for line in &started {
+        let (_, rest) = line.split_once(" --files ").expect("a folder");
+        let (folder, rest) = rest.split_once(" threads ").expect("threads");
+        assert!(rest.starts_with("1 1 "), "{line}");
+        assert!(!Path::new(folder).exists(), "{folder} was left behind");
+    }
+    assert!(
+        stdout(&output).contains("- A step of a row `data-` is so many files or clips, on one thread.\n")
+    );
+}
+
+#[test]
 fn help_names_the_rows_with_a_batch_of_their_own() {
     let output = finish(Bench::new().command("--help"));
     let shown = stdout(&output).split_whitespace().collect::<Vec<_>>().join(" ");
-    assert!(shown.contains("conformer-f32 and efficientnet-b2 always have 8, wav2vec2-base 4"), "{shown}");
+    assert!(
+        shown.contains("conformer-f32 and efficientnet-b2 always have 8, wav2vec2-base 4, data 16"),
+        "{shown}"
+    );
 }
 
 #[test]

@@ -181,6 +181,10 @@ pub(super) trait Analysis: std::fmt::Debug + Send + Sync {
     fn shape(&self, samples: usize) -> Result<[usize; 2], String>;
     /// The numbers, for samples whose shape was right.
     fn run(&self, samples: &[f32]) -> Vec<f64>;
+    /// What the model gets, for samples whose shape was right.
+    fn frames(&self, samples: &[f32], output: &Output, shape: [usize; 2]) -> Frames {
+        output.finish(self.run(samples), shape)
+    }
 }
 
 /// A front-end with everything computed that does not depend on the clip; threads may share it.
@@ -230,7 +234,7 @@ impl Planned {
         };
         let shape = self.analysed(self.input.length(samples.len())).map_err(fault)?;
         let samples = self.input.prepared(samples);
-        Ok(self.output.finish(self.analysis.run(&samples), shape))
+        Ok(self.analysis.frames(&samples, &self.output, shape))
     }
 
     fn analysed(&self, samples: usize) -> Result<[usize; 2], String> {

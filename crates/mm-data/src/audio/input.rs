@@ -148,7 +148,9 @@ impl Input {
 
     /// [`Input::prepare`] of samples that may already be right.
     pub(super) fn prepared<'a>(&self, x: Cow<'a, [f32]>) -> Cow<'a, [f32]> {
-        if !self.remove_mean && !self.clamp && self.length(x.len()) == x.len() {
+        // Without a way out of the middle, which can be done for many samples at once.
+        let inside = |x: &[f32]| !x.iter().fold(false, |out, v| out | (v.abs() > 1.0));
+        if !self.remove_mean && self.length(x.len()) == x.len() && (!self.clamp || inside(&x)) {
             return x;
         }
         Cow::Owned(self.prepare(x.into_owned()))

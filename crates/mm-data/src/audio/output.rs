@@ -130,17 +130,7 @@ impl Output {
 
     /// From (time, bins) of an analysis to what the model gets.
     pub(super) fn finish(&self, mut values: Vec<f64>, shape: [usize; 2]) -> Frames {
-        let (mean, spread) = match self.norm {
-            Norm::None => (0.0, 1.0),
-            Norm::Constant { mean, std } => (mean, std),
-            Norm::Clip => {
-                let n = values.len().max(1) as f64;
-                let mean = values.iter().sum::<f64>() / n;
-                let variance = values.iter().map(|v| (v - mean) * (v - mean)).sum::<f64>() / n;
-                (mean, variance.sqrt() + SPREAD_EPS)
-            }
-        };
-        if self.norm != Norm::None {
+        if let Some((mean, spread)) = self.spread(|| values.iter().copied()) {
             for v in &mut values {
                 *v = (*v - mean) / spread;
             }
@@ -149,6 +139,29 @@ impl Output {
         match self.orientation {
             Orientation::TimeBins => frames,
             Orientation::BinsTime => frames.transposed(),
+        }
+    }
+
+    /// Mean and spread, for numbers that have their layout.
+    pub(super) fn normalise(&self, values: &mut [f32]) {
+        if let Some((mean, spread)) = self.spread(|| values.iter().copied().map(f64::from)) {
+            for v in values {
+                *v = ((f64::from(*v) - mean) / spread) as f32;
+            }
+        }
+    }
+
+    /// What is taken away, and what is divided by.
+    fn spread<I: ExactSizeIterator<Item = f64>>(&self, values: impl Fn() -> I) -> Option<(f64, f64)> {
+        match self.norm {
+            Norm::None => None,
+            Norm::Constant { mean, std } => Some((mean, std)),
+            Norm::Clip => {
+                let n = values().len().max(1) as f64;
+                let mean = values().sum::<f64>() / n;
+                let variance = values().map(|v| (v - mean) * (v - mean)).sum::<f64>() / n;
+                Some((mean, variance.sqrt() + SPREAD_EPS))
+            }
         }
     }
 

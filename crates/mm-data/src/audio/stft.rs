@@ -29,17 +29,19 @@
 //! The rate is changed with `soxr-like`, which comes nearest to what librosa does when it loads a file.
 //!
 //! Differences: librosa pads with zeros since 0.9 and reflected before, which touches the first and the last frames;
-//! the published numbers do not say which. The transform is in double precision. VGGSound's crop is random in the
+//! the published numbers do not say which. The transform is in double precision; so is the logarithm where single
+//! precision cannot hold the powers. VGGSound's crop is random in the
 //! original, in tests as well; here it is the middle. The shape of `ucf-stft` holds for clips of three seconds:
 //! shorter ones are tiled.
 //!
 //! Source: `librosa.stft` 0.11.
 
 use super::input::{Input, Take};
-use super::output::{Orientation, Output, Scale};
+use super::output::{Frames, Orientation, Output, Scale};
 use super::spectrum::{Fourier, MAX_LENGTH, centred, hann_periodic};
 use super::{Analysis, check_version};
 use mm_core::ConfigError;
+use mm_kernels::spectrum::{self, Spectra, Work};
 use serde::{Deserialize, Serialize};
 
 /// Counts the changes of what these settings give.
@@ -174,11 +176,49 @@ impl Analysis for Stft {
         self.scale.apply(&mut values);
         values
     }
+
+    fn frames(&self, samples: &[f32], output: &Output, shape: [usize; 2]) -> Frames {
+        let (Some(spectra), Scale::Ln { eps }) = (&self.framing.spectra, self.scale) else {
+            return output.finish(self.run(samples), shape);
+        };
+        let ([time, bins], lanes) = (shape, spectra.lanes());
+        let mut values = vec![0.0; time * bins];
+        let mut logs = vec![0.0; lanes * bins];
+        self.framing.batches(spectra, samples, |first, powers| {
+            match self.spectrum {
+                Spectrum::Magnitude => spectrum::ln_magnitude(powers, eps, &mut logs),
+                Spectrum::Power => spectrum::ln_power(powers, eps, &mut logs),
+            }
+            let count = lanes.min(time - first);
+            match output.orientation {
+                Orientation::BinsTime => {
+                    for (row, bin) in values.chunks_exact_mut(time).zip(logs.chunks_exact(lanes)) {
+                        row[first..first + count].copy_from_slice(&bin[..count]);
+                    }
+                }
+                Orientation::TimeBins => {
+                    let rows = values[first * bins..].chunks_exact_mut(bins).take(count);
+                    rows.enumerate().for_each(|(lane, row)| lane_of(&logs, lanes, lane, row));
+                }
+            }
+        });
+        output.normalise(&mut values);
+        Frames { values, shape: output.shape(shape) }
+    }
+}
+
+/// One frame of bins that hold `lanes` frames each.
+fn lane_of<T: Copy>(bins: &[T], lanes: usize, lane: usize, to: &mut [T]) {
+    for (to, bin) in to.iter_mut().zip(bins.chunks_exact(lanes)) {
+        *to = bin[lane];
+    }
 }
 
 /// Centred frames and their power spectra: what librosa's features are made of.
 #[derive(Debug)]
 pub(super) struct Framing {
+    /// Several frames at a time, for the lengths that there is such a transform for.
+    spectra: Option<Spectra>,
     fourier: Fourier,
     window: Vec<f64>,
     hop: usize,
@@ -194,7 +234,7 @@ impl Framing {
 
     pub(super) fn new(n_fft: usize, window: Option<usize>, hop: usize, padding: Padding) -> Self {
         let window = centred(hann_periodic(window.unwrap_or(n_fft)), n_fft);
-        Self { fourier: Fourier::new(n_fft), window, hop, padding }
+        Self { spectra: Spectra::new(&window), fourier: Fourier::new(n_fft), window, hop, padding }
     }
 
     pub(super) fn bins(&self) -> usize {
@@ -209,8 +249,16 @@ impl Framing {
 
     /// (time, bins).
     pub(super) fn powers(&self, samples: &[f32]) -> Vec<f64> {
-        let frames = self.frames(samples.len());
-        let mut values = Vec::with_capacity(frames * self.bins());
+        let (frames, bins) = (self.frames(samples.len()), self.bins());
+        if let Some(spectra) = &self.spectra {
+            let mut values = vec![0.0; frames * bins];
+            self.batches(spectra, samples, |first, powers| {
+                let rows = values[first * bins..].chunks_exact_mut(bins).take(spectra.lanes());
+                rows.enumerate().for_each(|(lane, row)| lane_of(powers, spectra.lanes(), lane, row));
+            });
+            return values;
+        }
+        let mut values = Vec::with_capacity(frames * bins);
         let mut scratch = self.fourier.scratch();
         let before = self.window.len() / 2;
         for frame in 0..frames {
@@ -228,6 +276,24 @@ impl Framing {
             values.extend(self.fourier.power(&mut scratch));
         }
         values
+    }
+
+    /// Calls `each` with the first of some frames and their powers: bin after bin, of each the frames. Those behind the
+    /// last frame of the clip mean nothing.
+    fn batches(&self, spectra: &Spectra, samples: &[f32], mut each: impl FnMut(usize, &[f64])) {
+        let reach = (spectra.lanes() - 1) * self.hop + self.window.len();
+        let before = (self.window.len() / 2) as isize;
+        let (mut work, mut padded) = (Work::default(), Vec::new());
+        for first in (0..self.frames(samples.len())).step_by(spectra.lanes()) {
+            let start = (first * self.hop) as isize - before;
+            let inside = usize::try_from(start).ok().and_then(|s| samples.get(s..s + reach));
+            let samples = inside.unwrap_or_else(|| {
+                padded.clear();
+                padded.extend((0..reach).map(|i| self.sample(samples, start + i as isize)));
+                &padded
+            });
+            each(first, spectra.powers(samples, self.hop, &mut work));
+        }
     }
 
     fn sample(&self, samples: &[f32], place: isize) -> f32 {

@@ -29,7 +29,7 @@
 
 use crate::{DataError, safe_file};
 use std::fs::File;
-use std::io::{BufReader, BufWriter, Read, Seek, SeekFrom, Write};
+use std::io::{BufReader, BufWriter, Read, Write};
 use std::path::Path;
 
 /// The most samples (of one channel) that a clip may have: one GiB, some three hours at 24 kHz.
@@ -69,9 +69,9 @@ impl Clip {
         if !head.starts_with(b"RIFF") || head.get(8..12) != Some(b"WAVE") {
             return other(reader, &name, &head, channel);
         }
-        let at = |place: u64| SeekFrom::Start(place);
-        reader.seek(at(12)).map_err(io)?;
-        let mut wav = Wav { name: &name, reader, length, place: 12 };
+        // Relative, so that what was read ahead stays.
+        reader.seek_relative(12 - head.len() as i64).map_err(io)?;
+        let mut wav = Wav { name: &name, reader, length, place: 12, at: 12 };
         let clip = wav.decode(channel)?;
         check(&clip).map_err(|(rule, remedy)| DataError::invalid(&name, rule, remedy))?;
         Ok(clip)
@@ -121,7 +121,11 @@ pub(super) fn check(clip: &Clip) -> Result<(), (String, &'static str)> {
         let rule = format!("{} samples are more than the allowed {MAX_SAMPLES}", clip.samples.len());
         return Err((rule, "cut the recording into pieces"));
     }
-    if let Some(place) = clip.samples.iter().position(|x| !x.is_finite()) {
+    // Piece by piece without a way out of the middle, which can be done for many samples at once.
+    let finite = |piece: &[f32]| piece.iter().fold(true, |all, x| all & x.is_finite());
+    if !clip.samples.chunks(4096).all(finite)
+        && let Some(place) = clip.samples.iter().position(|x| !x.is_finite())
+    {
         let rule = format!("sample {place} is {}", clip.samples[place]);
         return Err((rule, "every sample must be a finite number: make the file again"));
     }
@@ -150,19 +154,39 @@ impl Coding {
         }
     }
 
-    /// The number behind exactly [`Coding::bytes`] bytes.
-    fn read(self, b: &[u8]) -> f64 {
-        // Missing bytes are zeros, so that no slice of another length can panic.
-        let byte = |i: usize| b.get(i).copied().unwrap_or(0);
-        let four = |shift: usize| std::array::from_fn(|i| if i < shift { 0 } else { byte(i - shift) });
+    /// Appends one channel of whole frames, or their mean.
+    fn append(self, bytes: &[u8], channels: usize, channel: Option<usize>, to: &mut Vec<f32>) {
+        let take = (channels, channel);
         match self {
-            Self::U8 => (f64::from(byte(0)) - 128.0) / 128.0,
-            Self::I16 => f64::from(i16::from_le_bytes([byte(0), byte(1)])) / 32_768.0,
-            Self::I24 => f64::from(i32::from_le_bytes(four(1))) / 2_147_483_648.0,
-            Self::I32 => f64::from(i32::from_le_bytes(four(0))) / 2_147_483_648.0,
-            Self::F32 => f64::from(f32::from_le_bytes(four(0))),
-            Self::F64 => f64::from_le_bytes(std::array::from_fn(byte)),
+            Self::U8 => append(bytes, take, to, |[b]| (f64::from(b) - 128.0) / 128.0),
+            Self::I16 => append(bytes, take, to, |b| f64::from(i16::from_le_bytes(b)) / 32_768.0),
+            Self::I24 => append(bytes, take, to, |[a, b, c]| {
+                f64::from(i32::from_le_bytes([0, a, b, c])) / 2_147_483_648.0
+            }),
+            Self::I32 => append(bytes, take, to, |b| f64::from(i32::from_le_bytes(b)) / 2_147_483_648.0),
+            Self::F32 => append(bytes, take, to, |b| f64::from(f32::from_le_bytes(b))),
+            Self::F64 => append(bytes, take, to, f64::from_le_bytes),
         }
+    }
+}
+
+/// One loop for each way to read a number: what does not change within a file is not asked for at every sample.
+fn append<const W: usize>(
+    bytes: &[u8],
+    (channels, channel): (usize, Option<usize>),
+    to: &mut Vec<f32>,
+    read: impl Fn([u8; W]) -> f64,
+) {
+    let (values, _) = bytes.as_chunks::<W>();
+    match channel {
+        _ if channels == 1 => to.extend(values.iter().map(|&b| read(b) as f32)),
+        Some(channel) => {
+            to.extend(values.iter().skip(channel).step_by(channels).map(|&b| read(b) as f32));
+        }
+        None => to.extend(values.chunks_exact(channels).map(|frame| {
+            let sum: f64 = frame.iter().map(|&b| read(b)).sum();
+            (sum / channels as f64) as f32
+        })),
     }
 }
 
@@ -173,12 +197,15 @@ struct Format {
     rate: u32,
 }
 
-/// A file that began as a WAV file does; `place` is the next byte to read.
+/// A file that began as a WAV file does.
 struct Wav<'a> {
     name: &'a str,
     reader: BufReader<File>,
     length: u64,
+    /// Where the chunk begins that is looked at.
     place: u64,
+    /// The next byte to read.
+    at: u64,
 }
 
 impl Wav<'_> {
@@ -210,10 +237,11 @@ impl Wav<'_> {
                 let rule = format!("the chunk {chunk:?} claims {size} bytes, but only {left} follow");
                 return self.fault(rule, "the file is truncated or damaged: fetch it again");
             }
-            // Chunks begin at even places.
+            // Chunks begin at even places. Relative to what was read, so that what was read ahead stays.
             self.place += 8 + size + size % 2;
-            let seek = self.reader.seek(SeekFrom::Start(self.place));
+            let seek = self.reader.seek_relative(self.place as i64 - self.at as i64);
             seek.map_err(|source| DataError::Io { file: self.name.to_owned(), source })?;
+            self.at = self.place;
         }
         self.fault("4096 chunks and none of them is `data`", "the file is damaged: make it again")
     }
@@ -222,6 +250,7 @@ impl Wav<'_> {
         let mut bytes = [0; N];
         let read = self.reader.read_exact(&mut bytes);
         read.map_err(|source| DataError::Io { file: self.name.to_owned(), source })?;
+        self.at += N as u64;
         Ok(bytes)
     }
 
@@ -313,14 +342,7 @@ impl Wav<'_> {
             let now = open.min(buffer.len());
             let read = self.reader.read_exact(&mut buffer[..now]);
             read.map_err(|source| DataError::Io { file: self.name.to_owned(), source })?;
-            samples.extend(buffer[..now].chunks_exact(frame).map(|frame| {
-                let mut values = frame.chunks_exact(width).map(|b| format.coding.read(b));
-                match channel {
-                    Some(channel) => values.nth(channel).unwrap_or(0.0) as f32,
-                    None if channels == 1 => values.next().unwrap_or(0.0) as f32,
-                    None => (values.sum::<f64>() / channels as f64) as f32,
-                }
-            }));
+            format.coding.append(&buffer[..now], channels, channel, &mut samples);
             open -= now;
         }
         Ok(Clip { samples, rate: format.rate })

@@ -28,7 +28,7 @@ pub(crate) fn read_limited(path: &Path, limit: u64) -> Result<Vec<u8>, DataError
     if length > limit {
         return Err(too_long(length));
     }
-    let mut bytes = Vec::new();
+    let mut bytes = Vec::with_capacity(length as usize + 1);
     handle.take(limit + 1).read_to_end(&mut bytes).map_err(io)?;
     // The file may have grown since its length was asked.
     if bytes.len() as u64 > limit {
@@ -130,10 +130,14 @@ fn jpeg_ends(bytes: &[u8]) -> bool {
                 at += 2 + usize::from(u16::from_be_bytes([high, low]));
                 if marker == 0xda {
                     // Compressed data: up to a marker that is neither a stuffed 0xff nor a restart.
-                    while byte(at).is_some_and(|b| b != 0xff)
-                        || matches!(byte(at + 1), Some(0 | 0xff | 0xd0..=0xd7))
-                    {
-                        at += 1;
+                    loop {
+                        let Some(rest) = bytes.get(at..) else { return false };
+                        let Some(next) = rest.iter().position(|&b| b == 0xff) else { return false };
+                        at += next;
+                        match byte(at + 1) {
+                            Some(0 | 0xff | 0xd0..=0xd7) => at += 1,
+                            _ => break,
+                        }
                     }
                 }
             }

@@ -27,6 +27,7 @@
 
 use super::Frame;
 use crate::DataError;
+use mm_kernels::pixels::{BITS, Taps, across, down};
 use serde::{Deserialize, Serialize};
 
 /// The curve by which pixels are weighted.
@@ -63,9 +64,6 @@ impl Filter {
 /// Left, top, right and bottom of a part of a picture, in pixels; corners of pixels are whole numbers.
 pub type Part = [f32; 4];
 
-/// Bits behind the binary point of a weight.
-const BITS: u32 = 22;
-
 impl Frame {
     /// The whole frame in another size.
     pub fn resize(&self, height: usize, width: usize, filter: Filter) -> Result<Self, DataError> {
@@ -91,9 +89,9 @@ impl Frame {
         }
         let untouched = |a: f32, b: f32, from: usize, to: usize| from == to && a == 0.0 && b == to as f32;
         let rows = (!untouched(top, bottom, self.height, height))
-            .then(|| Axis::new(self.height, top, bottom, height, filter));
+            .then(|| axis(self.height, top, bottom, height, filter));
         let columns = (!untouched(left, right, self.width, width))
-            .then(|| Axis::new(self.width, left, right, width, filter));
+            .then(|| axis(self.width, left, right, width, filter));
         let channels = self.channels;
         let pixels = match (rows, columns) {
             (None, None) => self.pixels.clone(),
@@ -123,17 +121,12 @@ fn vertical_first(frame: &Frame, height: usize, width: usize) -> bool {
 }
 
 /// The weights of every output pixel along one axis.
-struct Axis {
-    /// For each output pixel its first input pixel and its weights.
-    taps: Vec<(usize, Vec<i32>)>,
-}
-
-impl Axis {
-    fn new(from: usize, start: f32, end: f32, to: usize, filter: Filter) -> Self {
-        let scale = f64::from(end - start) / to as f64;
-        let stretch = scale.max(1.0);
-        let radius = filter.radius() * stretch;
-        let taps = (0..to).map(|i| {
+fn axis(from: usize, start: f32, end: f32, to: usize, filter: Filter) -> Taps {
+    let scale = f64::from(end - start) / to as f64;
+    let stretch = scale.max(1.0);
+    let radius = filter.radius() * stretch;
+    let taps: Vec<(usize, Vec<i32>)> = (0..to)
+        .map(|i| {
             let centre = f64::from(start) + (i as f64 + 0.5) * scale;
             // A cast cuts towards zero and maps negative numbers to 0, which is what is wanted at the left edge.
             let first = (centre - radius + 0.5) as usize;
@@ -146,61 +139,7 @@ impl Axis {
                 (if w < 0.0 { w - 0.5 } else { w + 0.5 }) as i32
             };
             (first, weights.into_iter().map(fixed).collect())
-        });
-        Self { taps: taps.collect() }
-    }
-
-    /// The first input pixel that counts, and the one behind the last.
-    fn reach(&self) -> (usize, usize) {
-        let start = self.taps.iter().map(|(first, _)| *first).min().unwrap_or(0);
-        let end = self.taps.iter().map(|(first, weights)| first + weights.len()).max().unwrap_or(0);
-        (start, end)
-    }
-}
-
-const HALF: i32 = 1 << (BITS - 1);
-
-fn clip(sum: i32) -> u8 {
-    (sum >> BITS).clamp(0, 255) as u8
-}
-
-/// Rows of `width` pixels, each along its columns.
-fn across(values: &[u8], width: usize, channels: usize, columns: &Axis) -> Vec<u8> {
-    let mut out = Vec::with_capacity(values.len() / width * columns.taps.len());
-    for row in values.chunks_exact(width * channels) {
-        if channels == 3 {
-            let (pixels, _) = row.as_chunks::<3>();
-            for (first, weights) in &columns.taps {
-                let mut sums = [HALF; 3];
-                for (pixel, &weight) in pixels[*first..].iter().zip(weights) {
-                    for (sum, &value) in sums.iter_mut().zip(pixel) {
-                        *sum += i32::from(value) * weight;
-                    }
-                }
-                out.extend(sums.map(clip));
-            }
-        } else {
-            for (first, weights) in &columns.taps {
-                let sum = row[*first..].iter().zip(weights).map(|(&v, &w)| i32::from(v) * w).sum::<i32>();
-                out.push(clip(HALF + sum));
-            }
-        }
-    }
-    out
-}
-
-/// Rows of `stride` values, of which the first is row `offset` of the picture, down the columns.
-fn down(values: &[u8], offset: usize, stride: usize, rows: &Axis) -> Vec<u8> {
-    let mut out = Vec::with_capacity(rows.taps.len() * stride);
-    let mut sums = vec![HALF; stride];
-    for (first, weights) in &rows.taps {
-        sums.fill(HALF);
-        for (row, &weight) in values[(first - offset) * stride..].chunks_exact(stride).zip(weights) {
-            for (sum, &value) in sums.iter_mut().zip(row) {
-                *sum += i32::from(value) * weight;
-            }
-        }
-        out.extend(sums.iter().map(|&sum| clip(sum)));
-    }
-    out
+        })
+        .collect();
+    Taps::new(&taps, from)
 }

@@ -55,6 +55,7 @@ use crate::DataError;
 use mm_core::{ConfigError, StepRng};
 use mm_kernels::rng::Draws;
 use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 
 /// Settings of a front-end for frames; the table is in [its module](self).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -281,14 +282,7 @@ impl FrameTransform {
 
     /// Normalised numbers of frames that have the right size and channels already, one after the other.
     pub fn values(&self, views: &[Frame]) -> Result<Vec<f32>, DataError> {
-        let channels = self.channels();
-        for view in views {
-            view.check()?;
-            if [view.height, view.width, view.channels] != self.shape() {
-                let rule = format!("{} are not the {:?} of the settings", view.describe(), self.shape());
-                return Err(DataError::invalid("frame", rule, "make a view of it first"));
-            }
-        }
+        let channels = self.checked(views)?;
         let tables: Vec<[f32; 256]> = (0..channels).map(|c| self.table(c)).collect();
         let mut values = Vec::with_capacity(views.iter().map(|view| view.pixels.len()).sum());
         for view in views {
@@ -297,6 +291,32 @@ impl FrameTransform {
             }
         }
         Ok(values)
+    }
+
+    /// [`FrameTransform::values`] with the channels of a frame behind each other: (T, C, size, size), as a batch has it.
+    pub fn planes(&self, views: &[Frame]) -> Result<Vec<f32>, DataError> {
+        let channels = self.checked(views)?;
+        let tables: Vec<[f32; 256]> = (0..channels).map(|c| self.table(c)).collect();
+        let mut values = Vec::with_capacity(views.iter().map(|view| view.pixels.len()).sum());
+        for view in views {
+            for (channel, table) in tables.iter().enumerate() {
+                let pixels = view.pixels.iter().skip(channel).step_by(channels);
+                values.extend(pixels.map(|&v| table[usize::from(v)]));
+            }
+        }
+        Ok(values)
+    }
+
+    /// The channels of views that have the right sizes.
+    fn checked(&self, views: &[Frame]) -> Result<usize, DataError> {
+        for view in views {
+            view.check()?;
+            if [view.height, view.width, view.channels] != self.shape() {
+                let rule = format!("{} are not the {:?} of the settings", view.describe(), self.shape());
+                return Err(DataError::invalid("frame", rule, "make a view of it first"));
+            }
+        }
+        Ok(self.channels())
     }
 
     /// The number that each pixel value of a channel becomes.
@@ -315,7 +335,8 @@ impl FrameTransform {
 
     fn evaluation_view(&self, frame: &Frame) -> Result<Frame, DataError> {
         frame.check()?;
-        let frame = self.coloured(frame.clone());
+        let coloured = frame.channels != self.channels();
+        let frame = if coloured { Cow::Owned(self.coloured(frame.clone())) } else { Cow::Borrowed(frame) };
         if self.evaluation == Evaluation::Resize {
             return frame.resize(self.size, self.size, self.filter);
         }

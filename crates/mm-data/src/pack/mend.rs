@@ -5,14 +5,14 @@
 //! byte, or the raw files are not those that it was made from, which is an error.
 
 use super::read::read_index;
+use super::shard::{Spool, put_checked};
 use super::verify::sum;
 use super::write::{
-    Lock, Plan, Row, WriteProgress, check, fingerprint, other_pack, put, shard, stamped, table,
+    Lock, PIECE, Plan, Row, WriteProgress, check, fingerprint, make, other_pack, stamped, table,
 };
 use super::{FileEntry, Index};
 use crate::DataError;
-use crate::dataset::hex;
-use sha2::{Digest, Sha256};
+use std::io::Write as _;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -57,26 +57,31 @@ pub fn mend(
             range.for_each(|_| tick());
             continue;
         }
-        let Some((bytes, _)) = shard(plan, range, read, &tick, stop)? else {
-            mended.stopped = true;
-            return Ok(mended);
-        };
-        replace(dir, entry, &bytes)?;
+        let mut spool = Spool::new(dir, plan, &entry.file)?;
+        for first in range.clone().step_by(PIECE) {
+            let Some(piece) = make(plan, first..range.end.min(first + PIECE), read, &tick, stop)? else {
+                mended.stopped = true;
+                return Ok(mended);
+            };
+            spool.append(piece)?;
+        }
+        spool.finish(dir, plan, &entry.file, Some(&entry.sha256))?;
         mended.made.push(entry.file.clone());
     }
     if !intact(dir, &index.table)? {
         // How long rows are is written there alone, so every row has to be looked at again.
         let mut lengths: Vec<Vec<usize>> = vec![Vec::with_capacity(rows); plan.modalities.len()];
-        for (_, range) in ranges(&index) {
-            let Some((_, own)) = shard(plan, range, read, &|| {}, stop)? else {
+        for first in (0..rows).step_by(PIECE) {
+            let Some(piece) = make(plan, first..rows.min(first + PIECE), read, &|| {}, stop)? else {
                 mended.stopped = true;
                 return Ok(mended);
             };
-            for (all, own) in lengths.iter_mut().zip(own) {
-                all.extend(own);
+            for row in piece {
+                lengths.iter_mut().zip(row).for_each(|(all, (_, length))| all.push(length));
             }
         }
-        replace(dir, &index.table, &table(&place, plan, &lengths)?)?;
+        let (bytes, table) = (table(&place, plan, &lengths)?, &index.table);
+        put_checked(dir, &table.file, table.rows, Some(&table.sha256), |to| to.write_all(&bytes))?;
         mended.made.push(index.table.file.clone());
     }
     Ok(mended)
@@ -102,15 +107,4 @@ pub(super) fn intact(dir: &Path, entry: &FileEntry) -> Result<bool, DataError> {
         Err(e) => return Err(io(e)),
     }
     Ok(sum(&path).map_err(io)?.1 == entry.sha256)
-}
-
-fn replace(dir: &Path, entry: &FileEntry, bytes: &[u8]) -> Result<(), DataError> {
-    if hex(&Sha256::digest(bytes)) != entry.sha256 {
-        let file = dir.join(&entry.file).display().to_string();
-        let rule = "is damaged, and what its raw files give today is not what the index says";
-        let remedy =
-            "the raw files were changed since: prepare them into another folder, or fetch the old ones";
-        return Err(DataError::invalid(&file, rule, remedy));
-    }
-    put(dir, &entry.file, bytes, entry.rows).map(|_| ())
 }

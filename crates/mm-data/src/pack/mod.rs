@@ -28,12 +28,15 @@
 mod config;
 mod mend;
 mod read;
+mod rows;
+mod shard;
 mod verify;
 mod write;
 
 pub use config::{Normalize, PackedConfig, PackedInputConfig, Pad};
 pub use mend::{Mended, mend};
-pub use read::{Pack, PackedInput};
+pub use read::Pack;
+pub use rows::PackedInput;
 pub use verify::{Verified, verify};
 pub use write::{Plan, PlannedModality, Row, WriteProgress, Written, write};
 

@@ -1,5 +1,6 @@
 //! Making a pack: shard after shard, each complete or not there.
 
+use super::shard::{Bytes, Spool, failed, put};
 use super::{Element, FORMAT, FileEntry, Index, PackedModality};
 use crate::DataError;
 use crate::dataset::hex;
@@ -11,9 +12,10 @@ use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::ScopedJoinHandle;
 
 /// How the names of files begin that are being written.
-const TEMPORARY: &str = ".tmp-";
+pub(super) const TEMPORARY: &str = ".tmp-";
 
 /// What a pack is to hold.
 #[derive(Debug, Clone)]
@@ -95,6 +97,9 @@ struct Sidecar {
     lengths: Vec<Vec<usize>>,
 }
 
+/// Rows that are made before they are put aside; memory holds two such pieces.
+pub(super) const PIECE: usize = 64;
+
 /// Writes a pack into `dir`. `read` makes the values of a row and a modality, `None` where the row lacks it; it is called
 /// by all threads, in no order. Errors are the first by row.
 ///
@@ -110,61 +115,83 @@ pub fn write(
     check(&place, plan)?;
     let rows = plan.ids.len();
     let fingerprint = fingerprint(plan);
-    let complete = || -> Result<bool, DataError> {
+    let is_complete = || -> Result<bool, DataError> {
         if !dir.join("index.json").exists() {
             return Ok(false);
         }
         let (index, _) = super::read::read_index(dir)?;
         if index.preset == stamped(plan, &fingerprint) { Ok(true) } else { Err(other_pack(&place)) }
     };
-    if complete()? {
+    if is_complete()? {
         tidy(dir);
         return Ok(Written::Done { made: 0 });
     }
     std::fs::create_dir_all(dir).map_err(|source| failed(&place, source))?;
     let lock = Lock::take(dir)?;
     // Whoever had the lock may have just finished.
-    if complete()? {
+    if is_complete()? {
         return Ok(Written::Done { made: 0 });
     }
     sweep(dir, false);
-    let mut shards = Vec::new();
-    let mut lengths: Vec<Vec<usize>> = vec![Vec::with_capacity(rows); plan.modalities.len()];
-    let (mut done, mut made) = (0, 0);
+    let mut complete = Complete {
+        shards: Vec::new(),
+        lengths: vec![Vec::with_capacity(rows); plan.modalities.len()],
+        done: 0,
+        made: 0,
+    };
     let size = plan.rows_per_shard.max(1);
-    for (s, start) in (0..rows).step_by(size).enumerate() {
-        let end = (start + size).min(rows);
-        let file = format!("shard-{s:05}.safetensors");
-        let sidecar = dir.join(format!("{file}.json"));
-        let part = if let Some(part) = earlier(&sidecar, &fingerprint, dir, &file) {
-            part
-        } else {
-            if stop.load(Ordering::Relaxed) {
-                return Ok(Written::Stopped { done });
+    let stopped = std::thread::scope(|scope| -> Result<bool, DataError> {
+        // One shard is written while the rows of the next are made, piece by piece.
+        let mut writing: Option<ScopedJoinHandle<'_, Result<Sidecar, DataError>>> = None;
+        for (s, start) in (0..rows).step_by(size).enumerate() {
+            let end = (start + size).min(rows);
+            let file = format!("shard-{s:05}.safetensors");
+            let sidecar = dir.join(format!("{file}.json"));
+            if let Some(part) = earlier(&sidecar, &fingerprint, dir, &file) {
+                complete.wait(&mut writing)?;
+                complete.add(part);
+            } else {
+                let count = AtomicUsize::new(start);
+                let tick = || {
+                    let done = count.fetch_add(1, Ordering::Relaxed) + 1;
+                    progress(WriteProgress { done, rows });
+                };
+                let name = file.clone();
+                let mut spooling = scope.spawn(move || Spool::new(dir, plan, &name));
+                for first in (start..end).step_by(PIECE) {
+                    let piece = make(plan, first..end.min(first + PIECE), read, &tick, stop)?;
+                    // No more than one piece is put aside while another is made.
+                    let mut spool = joined(spooling)?;
+                    let Some(piece) = piece else {
+                        complete.wait(&mut writing)?;
+                        return Ok(true);
+                    };
+                    spooling = scope.spawn(move || spool.append(piece).map(|()| spool));
+                }
+                complete.wait(&mut writing)?;
+                complete.made += end - start;
+                let fingerprint = &fingerprint;
+                writing = Some(scope.spawn(move || {
+                    let (entry, lengths) = joined(spooling)?.finish(dir, plan, &file, None)?;
+                    let part = Sidecar { plan: fingerprint.clone(), entry, lengths };
+                    let text = serde_json::to_vec(&part).unwrap_or_default();
+                    put(dir, &format!("{file}.json"), 0, |to| to.write_all(&text))?;
+                    Ok(part)
+                }));
             }
-            let count = AtomicUsize::new(done);
-            let tick = || {
-                let done = count.fetch_add(1, Ordering::Relaxed) + 1;
-                progress(WriteProgress { done, rows });
-            };
-            let Some((bytes, lengths)) = shard(plan, start..end, read, &tick, stop)? else {
-                return Ok(Written::Stopped { done });
-            };
-            let entry = put(dir, &file, &bytes, end - start)?;
-            let part = Sidecar { plan: fingerprint.clone(), entry, lengths };
-            let text = serde_json::to_vec(&part).unwrap_or_default();
-            put(dir, &format!("{file}.json"), &text, 0)?;
-            made += end - start;
-            part
-        };
-        for (all, own) in lengths.iter_mut().zip(&part.lengths) {
-            all.extend(own);
+            progress(WriteProgress { done: end, rows });
         }
-        shards.push(part.entry);
-        done = end;
-        progress(WriteProgress { done, rows });
+        complete.wait(&mut writing)?;
+        Ok(false)
+    })?;
+    let Complete { shards, lengths, done, made } = complete;
+    if stopped {
+        return Ok(Written::Stopped { done });
     }
-    let table = put(dir, "table.safetensors", &table(&place, plan, &lengths)?, rows)?;
+    let table = {
+        let bytes = table(&place, plan, &lengths)?;
+        put(dir, "table.safetensors", rows, |to| to.write_all(&bytes))?
+    };
     let modalities = plan.modalities.iter().zip(&lengths).map(|(m, lengths)| {
         let mut dims = m.dims.clone();
         if m.ragged
@@ -187,7 +214,7 @@ pub fn write(
     };
     let text = serde_json::to_vec_pretty(&index)
         .map_err(|e| DataError::invalid(&place, format!("the index cannot be written ({e})"), "see above"))?;
-    put(dir, "index.json", &text, 0)?;
+    put(dir, "index.json", 0, |to| to.write_all(&text))?;
     sweep(dir, true);
     drop(lock);
     Ok(Written::Done { made })
@@ -259,6 +286,41 @@ impl Drop for Lock {
     }
 }
 
+/// Shards that are on the disk.
+struct Complete {
+    shards: Vec<FileEntry>,
+    /// By modality.
+    lengths: Vec<Vec<usize>>,
+    done: usize,
+    made: usize,
+}
+
+impl Complete {
+    fn add(&mut self, part: Sidecar) {
+        for (all, own) in self.lengths.iter_mut().zip(&part.lengths) {
+            all.extend(own);
+        }
+        self.done += part.entry.rows;
+        self.shards.push(part.entry);
+    }
+
+    /// Waits for the shard that is being written, if one is.
+    fn wait(
+        &mut self,
+        writing: &mut Option<ScopedJoinHandle<'_, Result<Sidecar, DataError>>>,
+    ) -> Result<(), DataError> {
+        if let Some(writing) = writing.take() {
+            self.add(joined(writing)?);
+        }
+        Ok(())
+    }
+}
+
+/// What a thread gave; a panic goes on here.
+pub(super) fn joined<T>(thread: ScopedJoinHandle<'_, T>) -> T {
+    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
 pub(super) fn check(place: &str, plan: &Plan) -> Result<(), DataError> {
     let fault = |rule: String, remedy: &str| Err(DataError::invalid(place, rule, remedy));
     let rows = plan.ids.len();
@@ -322,19 +384,14 @@ fn earlier(sidecar: &Path, fingerprint: &str, dir: &Path, file: &str) -> Option<
     (same && super::mend::intact(dir, &part.entry).ok()?).then_some(part)
 }
 
-/// The bytes of a row, and its length.
-type Bytes = (Vec<u8>, usize);
-/// The bytes of a shard, and by modality the lengths of its rows.
-type Shard = (Vec<u8>, Vec<Vec<usize>>);
-
-/// The bytes of a shard and the lengths of its rows, or nothing where it was told to stop.
-pub(super) fn shard(
+/// Some rows, of each what its modalities have; nothing where it was told to stop.
+pub(super) fn make(
     plan: &Plan,
     rows: std::ops::Range<usize>,
     read: &(dyn Fn(usize, usize) -> Result<Option<Row>, DataError> + Sync),
     tick: &(dyn Fn() + Sync),
     stop: &AtomicBool,
-) -> Result<Option<Shard>, DataError> {
+) -> Result<Option<Vec<Vec<Bytes>>>, DataError> {
     let one = |row: usize| -> Result<Option<Vec<Bytes>>, DataError> {
         if stop.load(Ordering::Relaxed) {
             return Ok(None);
@@ -345,29 +402,8 @@ pub(super) fn shard(
         Ok(Some(values))
     };
     // Every row is made before an error is reported, so that it is the first by row whatever thread was first.
-    let made: Vec<Result<Option<Vec<Bytes>>, DataError>> = rows.clone().into_par_iter().map(one).collect();
-    let mut all: Vec<Vec<Bytes>> = Vec::with_capacity(rows.len());
-    for row in made {
-        match row? {
-            Some(row) => all.push(row),
-            None => return Ok(None),
-        }
-    }
-    let mut blocks = Vec::new();
-    let mut lengths = Vec::new();
-    for (m, modality) in plan.modalities.iter().enumerate() {
-        let own: Vec<usize> = all.iter().map(|row| row[m].1).collect();
-        let data: Vec<u8> = all.iter().flat_map(|row| row[m].0.iter().copied()).collect();
-        let mut shape = modality.dims.clone();
-        if modality.ragged {
-            shape[0] = own.iter().sum();
-        } else {
-            shape.insert(0, rows.len());
-        }
-        blocks.push((format!("x_{}", modality.name), modality.element.dtype(), shape, data));
-        lengths.push(own);
-    }
-    Ok(Some((serialize("shard", &blocks)?, lengths)))
+    let made: Vec<Result<Option<Vec<Bytes>>, DataError>> = rows.into_par_iter().map(one).collect();
+    made.into_iter().collect()
 }
 
 /// The bytes of a row and its length.
@@ -451,31 +487,4 @@ fn serialize(place: &str, blocks: &[(String, Dtype, Vec<usize>, Vec<u8>)]) -> Re
         .map(|(name, dtype, shape, data)| Ok((name, TensorView::new(*dtype, shape.clone(), data)?)))
         .collect();
     safetensors::serialize(views.map_err(fail)?, None).map_err(fail)
-}
-
-/// Writes a file under a temporary name, syncs and renames it.
-pub(super) fn put(dir: &Path, name: &str, bytes: &[u8], rows: usize) -> Result<FileEntry, DataError> {
-    let path = dir.join(name);
-    let fail = |source| failed(&path.display().to_string(), source);
-    let mut file = tempfile::Builder::new().prefix(TEMPORARY).tempfile_in(dir).map_err(fail)?;
-    file.write_all(bytes).map_err(fail)?;
-    file.as_file().sync_all().map_err(fail)?;
-    let file = file.persist(&path).map_err(|e| fail(e.error))?;
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt as _;
-        file.set_permissions(std::fs::Permissions::from_mode(0o644)).map_err(fail)?;
-        std::fs::File::open(dir).and_then(|dir| dir.sync_all()).map_err(fail)?;
-    }
-    drop(file);
-    Ok(FileEntry {
-        file: name.to_owned(),
-        rows,
-        bytes: bytes.len() as u64,
-        sha256: hex(&Sha256::digest(bytes)),
-    })
-}
-
-fn failed(file: &str, source: std::io::Error) -> DataError {
-    DataError::Write { file: file.to_owned(), source }
 }

@@ -57,7 +57,11 @@ impl Recipe {
             (_, Source::Ucf51) => ("ucf-stft", 4),
             _ => ("ogm-stft", 3),
         };
-        let sound = Treatment::Sound { front_end: FrontEnd::named(front_end)?, element: Element::F32, noise_db: None };
+        let sound = Treatment::Sound {
+            front_end: FrontEnd::named(front_end)?,
+            element: Element::F32,
+            noise_db: None,
+        };
         let frames = Treatment::Frames { size: None, count, channels: 3, step: None };
         let inputs = [("audio".to_owned(), sound), ("video".to_owned(), frames)].into();
         Ok(Self { inputs, modalities: Some(vec!["audio".into(), "video".into()]), labels: None })

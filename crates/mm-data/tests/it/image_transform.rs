@@ -179,3 +179,21 @@ fn settings_are_read_and_checked() {
         &["37 x 53 pixels of 3 channels are not the [24, 24, 3]"],
     );
 }
+
+#[test]
+fn planes_are_the_values_with_the_channels_first() {
+    for grey in [false, true] {
+        let transform = FrameTransform { size: 5, grey, ..FrameTransform::default() };
+        let clip = [picture("rgb"), picture("grey")];
+        let views = transform.evaluation_views(&clip).unwrap();
+        let (values, planes) = (transform.values(&views).unwrap(), transform.planes(&views).unwrap());
+        let channels = transform.channels();
+        let expected: Vec<f32> = values
+            .chunks(25 * channels)
+            .flat_map(|frame| (0..channels).flat_map(|c| frame.iter().skip(c).step_by(channels).copied()))
+            .collect();
+        assert_eq!((planes.len(), &planes), (2 * 25 * channels, &expected));
+    }
+    let wrong = FrameTransform::default().planes(&[picture("dot")]).unwrap_err();
+    says(&wrong, &["1 x 1 pixels", "224"]);
+}

@@ -1,7 +1,7 @@
 use crate::support::{labelled, says};
 use candle_core::{DType, Device};
 use mm_core::{Modal, Modalities, Modality, StepRng};
-use mm_data::{DataError, Dataset, Loader, Matrix};
+use mm_data::{DataError, Dataset, Loader, Matrix, Prefetch, Recipe};
 use sha2::{Digest, Sha256};
 
 fn plain(rows: usize) -> Dataset {
@@ -88,4 +88,38 @@ fn a_batch_holds_its_rows() {
     assert!(batch.present[second].is_none());
     says(&loader.batch(&[], DType::F32, &Device::Cpu).unwrap_err(), &["at least one row"]);
     says(&loader.batch(&[9], DType::F32, &Device::Cpu).unwrap_err(), &["row 9 does not exist"]);
+}
+
+#[test]
+fn workers_give_the_batches_that_the_loader_gives() {
+    let data = plain(50);
+    let loader = Loader::new(&data, (0..50).collect(), 7).unwrap();
+    let order = loader.epoch(Some(StepRng::new(2)));
+    let key = StepRng::new(3).stream("augment");
+    let recipe = Recipe { key: Some(key), dtype: DType::F32, device: &Device::Cpu };
+    for workers in [0, 1, 3] {
+        let count = loader.with_batches(&order, recipe, Prefetch { workers, ahead: 2 }, |batches| {
+            let mut count = 0;
+            for (rows, batch) in order.iter().zip(batches) {
+                let (batch, alone) =
+                    (batch.unwrap(), loader.training_batch(rows, key, DType::F32, &Device::Cpu));
+                let alone = alone.unwrap();
+                assert_eq!((&batch.ids, &batch.labels), (&alone.ids, &alone.labels));
+                for (m, x) in batch.inputs.iter() {
+                    assert_eq!(x.to_vec2::<f32>().unwrap(), alone.inputs[m].to_vec2::<f32>().unwrap());
+                }
+                count += 1;
+            }
+            count
+        });
+        assert_eq!(count, 8);
+    }
+    let refused =
+        loader.with_batches(&[vec![0], vec![99]], recipe, Prefetch { workers: 1, ahead: 2 }, |batches| {
+            assert!(batches.next().unwrap().is_ok());
+            let error = batches.next().unwrap().unwrap_err();
+            assert!(batches.next().is_none());
+            error
+        });
+    says(&refused, &["row 99 does not exist"]);
 }

@@ -248,3 +248,53 @@ fn features_made_once_are_those_that_the_encoder_gives() {
     assert!(encode(&data, &encoding, &place("never"), &|_| {}, &stop).unwrap().is_none());
     assert!(!place("never").exists());
 }
+
+#[test]
+fn workers_change_no_byte() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = |name: &str| folder.path().join(name);
+    pack(&place("pack"));
+    let with = |workers: usize, prefetch: usize| {
+        let sets = [format!("train.workers={workers}"), format!("train.prefetch={prefetch}")];
+        config(&place("pack"), &[&sets[0], &sets[1]])
+    };
+    let files = ["metrics.jsonl", "model/model.safetensors", "predictions.json"];
+    let bytes = |run: &str| files.map(|file| std::fs::read(place(run).join(file)).unwrap());
+    done(&with(0, 2), &place("none"), START);
+    let expected = bytes("none");
+    for (workers, prefetch) in [(1, 1), (4, 3)] {
+        let name = format!("{workers}-{prefetch}");
+        done(&with(workers, prefetch), &place(&name), START);
+        assert!(bytes(&name) == expected, "{workers} workers, {prefetch} ahead");
+    }
+    // Stopped after every step, while batches are made that nobody takes any more.
+    while !matches!(go(&with(4, 8), &place("parts"), ONE_STEP).unwrap(), Outcome::Done(_)) {}
+    assert!(bytes("parts") == expected);
+    // What changes no number is left out of the record where it is the default.
+    assert!(!with(0, 2).to_toml().unwrap().contains("workers"));
+    assert!(with(3, 5).to_toml().unwrap().contains("workers = 3\nprefetch = 5"));
+}
+
+#[test]
+fn a_row_that_cannot_be_read_is_an_error_of_its_step() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = |name: &str| folder.path().join(name);
+    pack(&place("pack"));
+    // The last number of the first shard's `x_sound`, which is that of row 15.
+    let shard = place("pack").join("shard-00000.safetensors");
+    let mut bytes = std::fs::read(&shard).unwrap();
+    let length = u64::from_le_bytes(std::array::from_fn(|i| bytes[i])) as usize;
+    let header: serde_json::Value = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
+    let end = 8 + length + header["x_sound"]["data_offsets"][1].as_u64().unwrap() as usize;
+    bytes[end - 4..end].copy_from_slice(&f32::NAN.to_le_bytes());
+    std::fs::write(&shard, bytes).unwrap();
+    let said = [0, 1, 4].map(|workers| {
+        let config = config(&place("pack"), &["data.standardize=false", &format!("train.workers={workers}")]);
+        let error = go(&config, &place(&format!("run{workers}")), START).unwrap_err().to_string();
+        let steps = lines(&place(&format!("run{workers}")), "step").len();
+        (error.lines().next().unwrap().to_owned(), steps)
+    });
+    assert!(said[0].0.contains("shard-00000.safetensors, row 15, modality `sound`"), "{}", said[0].0);
+    assert!(said[0].0.contains("the value is NaN"), "{}", said[0].0);
+    assert!(said.iter().all(|other| *other == said[0]), "{said:?}");
+}

@@ -1,0 +1,311 @@
+//! The rows of one modality of a pack: read by position, normalised, augmented, put together to batches.
+
+use super::Element;
+use super::config::{Normalize, PackedInputConfig, Pad};
+use crate::image::{Frame, FrameTransform, sheet::Spectrogram};
+use crate::input::{Picture, Threads};
+use crate::{DataError, decode};
+use candle_core::{DType, Device, Tensor};
+use mm_core::{RowShape, StepRng};
+use rayon::prelude::*;
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// An open shard.
+#[derive(Debug)]
+pub(super) struct Shard {
+    pub(super) path: PathBuf,
+    pub(super) file: File,
+}
+
+impl PartialEq for Shard {
+    fn eq(&self, other: &Self) -> bool {
+        self.path == other.path
+    }
+}
+
+/// The rows of one modality of a pack.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PackedInput {
+    pub(super) shards: Arc<Vec<Shard>>,
+    pub(super) name: String,
+    pub(super) element: Element,
+    /// Sizes of a row as it lies in the pack.
+    pub(super) dims: Vec<usize>,
+    pub(super) ragged: bool,
+    pub(super) frames: bool,
+    /// For each row: shard, first byte, length.
+    pub(super) places: Arc<Vec<(u32, u64, usize)>>,
+    pub(super) config: PackedInputConfig,
+    /// Mean and spread, repeated along a row.
+    pub(super) statistics: Option<Arc<(Vec<f64>, Vec<f64>)>>,
+    pub(super) standardize: bool,
+}
+
+impl PackedInput {
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.places.len()
+    }
+
+    /// What a row looks like when it is handed on.
+    pub fn shape(&self) -> RowShape {
+        if let (true, &[frames, height, width, channels]) = (self.frames, &self.dims[..]) {
+            let [height, width, channels] =
+                self.config.frames.as_ref().map_or([height, width, channels], FrameTransform::shape);
+            return RowShape::fixed(match (frames, channels) {
+                (1, 1) => vec![height, width],
+                (1, _) => vec![channels, height, width],
+                _ => vec![frames, channels, height, width],
+            });
+        }
+        let mut dims = self.dims.clone();
+        if let (Some(length), Some(first)) = (self.config.length, dims.first_mut()) {
+            *first = length;
+        }
+        RowShape { dims, ragged: self.ragged && self.config.length.is_none() }
+    }
+
+    /// Whether a row has the modality.
+    pub fn is_present(&self, row: usize) -> bool {
+        self.places[row].2 > 0
+    }
+
+    /// How many numbers a mean is taken for: one for each value of the last axis, or one in all.
+    pub(crate) fn statistics_width(&self) -> Option<usize> {
+        if self.config.frames.is_some() {
+            return None; // The transform has statistics of its own.
+        }
+        match self.config.normalize {
+            Normalize::Feature => self.dims.last().copied(),
+            Normalize::All => Some(1),
+            Normalize::Row | Normalize::None => None,
+        }
+    }
+
+    /// Hands rows on with this mean and spread from now on.
+    pub(crate) fn set_statistics(&mut self, mean: Vec<f64>, std: Vec<f64>) {
+        self.statistics = Some(Arc::new((mean, std)));
+    }
+
+    /// Numbers behind each other that have one place.
+    fn inner(&self) -> usize {
+        self.dims.iter().skip(1).product()
+    }
+
+    /// A row to look at: frames, or (T, F) as a spectrogram.
+    pub(crate) fn picture(&self, row: usize) -> Result<Picture, DataError> {
+        let (_, _, length) = self.places[row];
+        match self.dims[..] {
+            _ if length == 0 => Ok(Picture::None),
+            [_, height, width, channels] if self.frames => {
+                let bytes = self.bytes(row)?;
+                let frame = |pixels: &[u8]| Frame::new(height, width, channels, pixels.to_vec());
+                bytes
+                    .chunks_exact(height * width * channels)
+                    .map(frame)
+                    .collect::<Result<_, _>>()
+                    .map(Picture::Frames)
+            }
+            [_, bins] => {
+                let values = self.raw(row)?;
+                let turned =
+                    (0..bins).flat_map(|bin| values.iter().skip(bin).step_by(bins).copied()).collect();
+                Spectrogram::new(bins, length, turned).map(Picture::Spectrogram)
+            }
+            _ => Ok(Picture::None),
+        }
+    }
+
+    /// The bytes of a row.
+    fn bytes(&self, row: usize) -> Result<Vec<u8>, DataError> {
+        let (shard, at, length) = self.places[row];
+        let shard = &self.shards[shard as usize];
+        let mut bytes = vec![0u8; length * self.inner() * self.element.size()];
+        read_at(&shard.file, &mut bytes, at)
+            .map_err(|source| DataError::Io { file: shard.path.display().to_string(), source })?;
+        Ok(bytes)
+    }
+
+    /// The numbers of a row as they lie in the pack, `length` times the inner sizes of them.
+    pub(crate) fn raw(&self, row: usize) -> Result<Vec<f32>, DataError> {
+        let bytes = self.bytes(row)?;
+        let file = || self.shards[self.places[row].0 as usize].path.display().to_string();
+        let values = match self.element {
+            Element::F32 | Element::F16 => decode::floats(&file(), &self.name, self.element.dtype(), &bytes)?,
+            Element::U8 => bytes.iter().map(|&b| f32::from(b) / 255.0).collect(),
+            Element::I16 => {
+                let (pairs, _) = bytes.as_chunks::<2>();
+                pairs.iter().map(|&pair| f32::from(i16::from_le_bytes(pair)) / 32768.0).collect()
+            }
+        };
+        // Piece by piece without a way out of the middle, which can be done for many numbers at once.
+        let finite = |piece: &[f32]| piece.iter().fold(true, |all, v| all & v.is_finite());
+        if !values.chunks(4096).all(finite)
+            && let Some(at) = values.iter().position(|v| !v.is_finite())
+        {
+            let place = format!("row {row}, modality `{}`, value {at}", self.name);
+            let rule = format!("the value is {}", values[at]);
+            return Err(DataError::row(&file(), place, rule, "prepare the data again"));
+        }
+        Ok(values)
+    }
+
+    /// A row as the model gets it.
+    fn ready(&self, row: usize, key: Option<StepRng>) -> Result<Vec<f32>, DataError> {
+        if self.frames {
+            return self.ready_frames(row, key);
+        }
+        let mut values = self.raw(row)?;
+        self.normalise(&mut values);
+        let inner = self.inner();
+        let places = values.len() / inner;
+        if let Some(length) = self.config.length
+            && places > 0
+        {
+            values = match (places > length, self.config.pad) {
+                (true, _) => {
+                    let room = places - length;
+                    let start = key.map_or(room / 2, |key| key.stream("crop").draws().below(room + 1));
+                    values[start * inner..(start + length) * inner].to_vec()
+                }
+                (false, Pad::Tile) => values.iter().copied().cycle().take(length * inner).collect(),
+                (false, Pad::Zeros) => {
+                    values.resize(length * inner, 0.0);
+                    values
+                }
+            };
+        }
+        if let Some(key) = key {
+            self.hide(&mut values, key);
+        }
+        Ok(values)
+    }
+
+    /// Frames as the model gets them, channels first.
+    fn ready_frames(&self, row: usize, key: Option<StepRng>) -> Result<Vec<f32>, DataError> {
+        let (_, _, length) = self.places[row];
+        let &[_, height, width, channels] = &self.dims[..] else { return Ok(Vec::new()) };
+        if length == 0 {
+            return Ok(Vec::new());
+        }
+        let Some(transform) = &self.config.frames else {
+            let mut values = self.raw(row)?;
+            self.normalise(&mut values);
+            let planes = |frame: &[f32]| {
+                let plane = |c: usize| frame.iter().skip(c).step_by(channels).copied().collect::<Vec<_>>();
+                (0..channels).flat_map(plane).collect::<Vec<_>>()
+            };
+            return Ok(values.chunks_exact(height * width * channels).flat_map(planes).collect());
+        };
+        let bytes = self.bytes(row)?;
+        let frame = |pixels: &[u8]| Frame::new(height, width, channels, pixels.to_vec());
+        let clip: Vec<Frame> =
+            bytes.chunks_exact(height * width * channels).map(frame).collect::<Result<_, _>>()?;
+        transform.planes(&match key {
+            Some(key) => transform.train_views(&clip, key)?,
+            None => transform.evaluation_views(&clip)?,
+        })
+    }
+
+    fn normalise(&self, values: &mut [f32]) {
+        if !self.standardize {
+            return;
+        }
+        if self.config.normalize == Normalize::Row && !values.is_empty() {
+            let count = values.len() as f64;
+            let mean = values.iter().map(|&v| f64::from(v)).sum::<f64>() / count;
+            let square = values.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum::<f64>() / count;
+            let std = if square > 0.0 { square.sqrt() } else { 1.0 };
+            for v in values.iter_mut() {
+                *v = ((f64::from(*v) - mean) / std) as f32;
+            }
+        }
+        if let Some(statistics) = &self.statistics {
+            let (mean, std) = statistics.as_ref();
+            for chunk in values.chunks_mut(mean.len().max(1)) {
+                for ((v, mean), std) in chunk.iter_mut().zip(mean).zip(std) {
+                    *v = ((f64::from(*v) - mean) / std) as f32;
+                }
+            }
+        }
+    }
+
+    /// Zeros in one span of places and one of the last axis.
+    fn hide(&self, values: &mut [f32], key: StepRng) {
+        let inner = self.inner();
+        let width = self.dims.last().copied().unwrap_or(1);
+        if let Some(widest) = self.config.time_mask {
+            let places = values.len() / inner;
+            let mut draws = key.stream("time-mask").draws();
+            let span = draws.below(widest.min(places) + 1);
+            let start = draws.below(places - span + 1);
+            values[start * inner..(start + span) * inner].fill(0.0);
+        }
+        if let Some(widest) = self.config.feature_mask
+            && self.dims.len() > 1
+        {
+            let mut draws = key.stream("feature-mask").draws();
+            let span = draws.below(widest.min(width) + 1);
+            let start = draws.below(width - span + 1);
+            values.chunks_mut(width).for_each(|row| row[start..start + span].fill(0.0));
+        }
+    }
+
+    /// The places of a row when it is handed on.
+    fn places(&self, row: usize) -> usize {
+        let own = self.places[row].2;
+        if own == 0 { 0 } else { self.config.length.unwrap_or(own) }
+    }
+
+    /// Rows as one tensor, filled with zeros to the longest of the batch. Each is read into its part of it, by this thread
+    /// alone or by all.
+    pub(crate) fn gather(
+        &self,
+        rows: &[usize],
+        key: Option<StepRng>,
+        threads: Threads,
+        dtype: DType,
+        device: &Device,
+    ) -> candle_core::Result<crate::input::Gathered> {
+        let shape = self.shape();
+        let inner: usize = shape.dims.iter().skip(1).product();
+        let lengths: Vec<usize> = rows.iter().map(|&row| self.places(row)).collect();
+        let longest = lengths.iter().copied().max().unwrap_or(0).max(1);
+        let places = if shape.ragged { longest } else { shape.dims[0] };
+        let mut values = vec![0.0; rows.len() * places * inner];
+        let read = |(to, &row): (&mut [f32], &usize)| -> Result<(), DataError> {
+            let ready = self.ready(row, key.map(|key| key.sample(row as u64)))?;
+            to[..ready.len()].copy_from_slice(&ready);
+            Ok(())
+        };
+        let size = (places * inner).max(1);
+        let done = match threads {
+            Threads::One => values.chunks_exact_mut(size).zip(rows).try_for_each(read),
+            Threads::All => values.par_chunks_exact_mut(size).zip(rows).try_for_each(read),
+        };
+        done.map_err(candle_core::Error::wrap)?;
+        let mut dims = vec![rows.len(), places];
+        dims.extend(&shape.dims[1..]);
+        let x = Tensor::from_vec(values, dims, device)?.to_dtype(dtype)?;
+        Ok((x, shape.ragged.then(|| lengths.into())))
+    }
+}
+
+/// Reads exactly `bytes.len()` bytes from a place, without moving a cursor that threads would share.
+fn read_at(file: &File, bytes: &mut [u8], at: u64) -> std::io::Result<()> {
+    #[cfg(unix)]
+    return std::os::unix::fs::FileExt::read_exact_at(file, bytes, at);
+    #[cfg(windows)]
+    {
+        let mut done = 0;
+        while done < bytes.len() {
+            match std::os::windows::fs::FileExt::seek_read(file, &mut bytes[done..], at + done as u64)? {
+                0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+                n => done += n,
+            }
+        }
+        Ok(())
+    }
+}
