@@ -7,7 +7,7 @@ use mm_core::ConfigError;
 #[non_exhaustive]
 pub enum DataError {
     /// The operating system refuses the file.
-    #[error("cannot read {file}: {source}; check the path and its permissions")]
+    #[error("cannot read {}: {source}; check the path and its permissions", plain(.file.as_str()))]
     Io {
         /// The path as it was given.
         file: String,
@@ -15,7 +15,7 @@ pub enum DataError {
         source: std::io::Error,
     },
     /// The operating system refuses to write.
-    #[error("cannot write {file}: {source}; free space or choose another folder, what is complete stays")]
+    #[error("cannot write {}: {source}; free space or choose another folder, what is complete stays", plain(.file.as_str()))]
     Write {
         /// The path as it was given.
         file: String,
@@ -108,6 +108,9 @@ mod tests {
     fn messages_quote_no_control_characters_and_end() {
         let error = DataError::invalid("a\u{1b}[2J.csv", "has\u{7}\n`é`", "x");
         assert_eq!(error.to_string(), "a\\u{1b}[2J.csv: has\\u{7}\n`é`; x");
+        let source = std::io::Error::from(std::io::ErrorKind::NotFound);
+        let error = DataError::Io { file: "sha\u{7f}rd".into(), source };
+        assert!(error.to_string().starts_with("cannot read sha\\u{7f}rd: "), "{error}");
         let long = DataError::row("f", "line 1", "é".repeat(5000), "x").to_string();
         assert!(long.len() < 1600 && long.contains('…'), "{}", long.len());
     }

@@ -198,6 +198,11 @@ fn rows_have_names_of_their_own_and_labels_that_are_known() {
     refused("id,label,wav\nr0,x,a.wav\n,y,b.wav\n", &["line 3, column `id`", "is empty"]);
     refused("id,label,wav\nr0,x,a.wav\nr1,,b.wav\n", &["line 3, column `label`", "is empty"]);
     refused("id,label,wav\nr0,0,a.wav\nr1,-1,b.wav\n", &["line 3, column `label`", "is no class from 0"]);
+    // A name is made for each class: one cell must not make a million of them.
+    refused(
+        "id,label,wav\nr0,0,a.wav\nr1,1000000,b.wav\n",
+        &["line 3, column `label`", "is no class from 0 to 9999"],
+    );
     let folder = with("wav", "c.wav", b"");
     folder.file("classes.txt", "\u{feff}yes\r\nno\r\nmaybe\r\n");
     folder.file("manifest.csv", "id,label,wav\nr0,no,wav/a.wav\nr1,yes,wav/b.wav\n");
