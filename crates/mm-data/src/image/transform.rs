@@ -300,8 +300,14 @@ impl FrameTransform {
         let mut values = Vec::with_capacity(views.iter().map(|view| view.pixels.len()).sum());
         for view in views {
             for (channel, table) in tables.iter().enumerate() {
-                let pixels = view.pixels.iter().skip(channel).step_by(channels);
-                values.extend(pixels.map(|&v| table[usize::from(v)]));
+                // A loop over a known number of colours, which the compiler may unroll.
+                if channels == 3 {
+                    let pixels = view.pixels.as_chunks::<3>().0;
+                    values.extend(pixels.iter().map(|pixel| table[usize::from(pixel[channel])]));
+                } else {
+                    let pixels = view.pixels.iter().skip(channel).step_by(channels);
+                    values.extend(pixels.map(|&v| table[usize::from(v)]));
+                }
             }
         }
         Ok(values)

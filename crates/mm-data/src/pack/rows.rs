@@ -193,11 +193,19 @@ impl PackedInput {
         let Some(transform) = &self.config.frames else {
             let mut values = self.raw(row)?;
             self.normalise(&mut values);
-            let planes = |frame: &[f32]| {
-                let plane = |c: usize| frame.iter().skip(c).step_by(channels).copied().collect::<Vec<_>>();
-                (0..channels).flat_map(plane).collect::<Vec<_>>()
-            };
-            return Ok(values.chunks_exact(height * width * channels).flat_map(planes).collect());
+            let mut planes = Vec::with_capacity(values.len());
+            for frame in values.chunks_exact(height * width * channels) {
+                match channels {
+                    1 => planes.extend_from_slice(frame),
+                    // A loop over a known number of colours, which the compiler may unroll.
+                    3 => {
+                        let pixels = frame.as_chunks::<3>().0;
+                        (0..3).for_each(|c| planes.extend(pixels.iter().map(|pixel| pixel[c])));
+                    }
+                    _ => (0..channels).for_each(|c| planes.extend(frame.iter().skip(c).step_by(channels))),
+                }
+            }
+            return Ok(planes);
         };
         let bytes = self.bytes(row)?;
         let frame = |pixels: &[u8]| Frame::new(height, width, channels, pixels.to_vec());
