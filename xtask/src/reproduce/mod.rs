@@ -45,7 +45,7 @@ use tuned::Tuned;
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
-    /// synthetic, cremad, cremad-perception, ravdess-features, ravdess-audio, mosi or tcga-breast
+    /// synthetic, cremad, cremad-perception, ravdess-features, ravdess-audio, avmnist, mosi or tcga-breast
     #[arg(default_value = experiment::DEFAULT)]
     pub(crate) experiment: String,
     /// The folder with the data sets [default: ../shared/data beside the workspace, if it exists]

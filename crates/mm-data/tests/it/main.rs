@@ -8,6 +8,7 @@ mod config;
 mod cremad;
 mod csv;
 mod dataset;
+mod degraded;
 mod features;
 mod fuzz_seeds;
 mod hostile;
