@@ -59,12 +59,26 @@ fn each<const N: usize, T>(bytes: &[u8], read: impl Fn([u8; N]) -> T) -> Vec<T> 
     chunks.iter().map(|chunk| read(*chunk)).collect()
 }
 
+/// The same, into places that are there.
+pub(crate) fn each_into<const N: usize>(bytes: &[u8], to: &mut [f32], read: impl Fn([u8; N]) -> f32) {
+    to.iter_mut().zip(bytes.as_chunks::<N>().0).for_each(|(to, chunk)| *to = read(*chunk));
+}
+
 /// IEEE 754 binary16: a sign, 5 bits of exponent, 10 of mantissa. Every value is exact in f32.
 fn halves(bytes: &[u8]) -> Vec<f32> {
-    let halves = each(bytes, f16::from_le_bytes);
-    let mut values = vec![0.0; halves.len()];
-    halves.convert_to_f32_slice(&mut values);
+    let mut values = vec![0.0; bytes.len() / 2];
+    halves_into(bytes, &mut values);
     values
+}
+
+/// The same, into places that are there.
+pub(crate) fn halves_into(bytes: &[u8], to: &mut [f32]) {
+    let mut some = [f16::ZERO; 256]; // Whole pieces are converted by instructions for many numbers.
+    for (to, pairs) in to.chunks_mut(some.len()).zip(bytes.as_chunks::<2>().0.chunks(some.len())) {
+        let some = &mut some[..pairs.len()];
+        some.iter_mut().zip(pairs).for_each(|(half, pair)| *half = f16::from_le_bytes(*pair));
+        some.convert_to_f32_slice(&mut to[..pairs.len()]);
+    }
 }
 
 #[cfg(test)]

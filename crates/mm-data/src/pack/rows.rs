@@ -120,101 +120,171 @@ impl PackedInput {
 
     /// The bytes of a row.
     fn bytes(&self, row: usize) -> Result<Vec<u8>, DataError> {
+        let mut bytes = Vec::new();
+        self.read(row, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// The bytes of a row in place of what was in `bytes`.
+    fn read(&self, row: usize, bytes: &mut Vec<u8>) -> Result<(), DataError> {
         let (shard, at, length) = self.places[row];
         let shard = &self.shards[shard as usize];
-        let mut bytes = vec![0u8; length * self.inner() * self.element.size()];
-        read_at(&shard.file, &mut bytes, at)
-            .map_err(|source| DataError::Io { file: shard.path.display().to_string(), source })?;
-        Ok(bytes)
+        bytes.resize(length * self.inner() * self.element.size(), 0);
+        read_at(&shard.file, bytes, at)
+            .map_err(|source| DataError::Io { file: shard.path.display().to_string(), source })
     }
 
     /// The numbers of a row as they lie in the pack, `length` times the inner sizes of them.
     pub(crate) fn raw(&self, row: usize) -> Result<Vec<f32>, DataError> {
-        let bytes = self.bytes(row)?;
-        let file = || self.shards[self.places[row].0 as usize].path.display().to_string();
-        let values = match self.element {
-            Element::F32 | Element::F16 => decode::floats(&file(), &self.name, self.element.dtype(), &bytes)?,
-            Element::U8 => bytes.iter().map(|&b| f32::from(b) / 255.0).collect(),
+        let mut values = vec![0.0; self.places[row].2 * self.inner()];
+        self.raw_into(row, &mut Vec::new(), &mut values)?;
+        Ok(values)
+    }
+
+    /// The same, into `values`, which has that many places.
+    fn raw_into(&self, row: usize, bytes: &mut Vec<u8>, values: &mut [f32]) -> Result<(), DataError> {
+        self.read(row, bytes)?;
+        match self.element {
+            Element::F32 => decode::each_into(bytes, values, f32::from_le_bytes),
+            Element::F16 => decode::halves_into(bytes, values),
+            Element::U8 => decode::each_into(bytes, values, |[b]: [u8; 1]| f32::from(b) / 255.0),
             Element::I16 => {
-                let (pairs, _) = bytes.as_chunks::<2>();
-                pairs.iter().map(|&pair| f32::from(i16::from_le_bytes(pair)) / 32768.0).collect()
+                decode::each_into(bytes, values, |pair| f32::from(i16::from_le_bytes(pair)) / 32768.0);
             }
-        };
+        }
         // Piece by piece without a way out of the middle, which can be done for many numbers at once.
         let finite = |piece: &[f32]| piece.iter().fold(true, |all, v| all & v.is_finite());
         if !values.chunks(4096).all(finite)
             && let Some(at) = values.iter().position(|v| !v.is_finite())
         {
+            let file = self.shards[self.places[row].0 as usize].path.display().to_string();
             let place = format!("row {row}, modality `{}`, value {at}", self.name);
             let rule = format!("the value is {}", values[at]);
-            return Err(DataError::row(&file(), place, rule, "prepare the data again"));
+            return Err(DataError::row(&file, place, rule, "prepare the data again"));
         }
-        Ok(values)
+        Ok(())
     }
 
-    /// A row as the model gets it.
-    fn ready(&self, row: usize, key: Option<StepRng>) -> Result<Vec<f32>, DataError> {
+    /// A row as the model gets it, into the beginning of `to`, with `bytes` as room to work in.
+    fn ready(
+        &self,
+        row: usize,
+        key: Option<StepRng>,
+        bytes: &mut Vec<u8>,
+        to: &mut [f32],
+    ) -> Result<(), DataError> {
         if self.frames {
-            return self.ready_frames(row, key);
+            return self.ready_frames(row, key, bytes, to);
         }
-        let mut values = self.raw(row)?;
-        self.normalise(&mut values);
         let inner = self.inner();
-        let places = values.len() / inner;
-        if let Some(length) = self.config.length
-            && places > 0
-        {
-            values = match (places > length, self.config.pad) {
-                (true, _) => {
+        let to = &mut to[..self.places(row) * inner];
+        let places = self.places[row].2;
+        match self.config.length {
+            Some(length) if length != places && places > 0 => {
+                let mut values = vec![0.0; places * inner];
+                self.raw_into(row, bytes, &mut values)?;
+                self.normalise(&mut values);
+                if places > length {
                     let room = places - length;
                     let start = key.map_or(room / 2, |key| key.stream("crop").draws().below(room + 1));
-                    values[start * inner..(start + length) * inner].to_vec()
+                    to.copy_from_slice(&values[start * inner..(start + length) * inner]);
+                } else {
+                    match self.config.pad {
+                        Pad::Tile => to.chunks_mut(values.len()).for_each(|piece| {
+                            piece.copy_from_slice(&values[..piece.len()]);
+                        }),
+                        Pad::Zeros => to[..values.len()].copy_from_slice(&values),
+                    }
                 }
-                (false, Pad::Tile) => values.iter().copied().cycle().take(length * inner).collect(),
-                (false, Pad::Zeros) => {
-                    values.resize(length * inner, 0.0);
-                    values
-                }
-            };
+            }
+            _ => {
+                self.raw_into(row, bytes, to)?;
+                self.normalise(to);
+            }
         }
         if let Some(key) = key {
-            self.hide(&mut values, key);
+            self.hide(to, key);
         }
-        Ok(values)
+        Ok(())
     }
 
     /// Frames as the model gets them, channels first.
-    fn ready_frames(&self, row: usize, key: Option<StepRng>) -> Result<Vec<f32>, DataError> {
+    fn ready_frames(
+        &self,
+        row: usize,
+        key: Option<StepRng>,
+        bytes: &mut Vec<u8>,
+        to: &mut [f32],
+    ) -> Result<(), DataError> {
         let (_, _, length) = self.places[row];
-        let &[_, height, width, channels] = &self.dims[..] else { return Ok(Vec::new()) };
+        let &[_, height, width, channels] = &self.dims[..] else { return Ok(()) };
         if length == 0 {
-            return Ok(Vec::new());
+            return Ok(());
         }
-        let Some(transform) = &self.config.frames else {
-            let mut values = self.raw(row)?;
-            self.normalise(&mut values);
-            let mut planes = Vec::with_capacity(values.len());
-            for frame in values.chunks_exact(height * width * channels) {
-                match channels {
-                    1 => planes.extend_from_slice(frame),
-                    // A loop over a known number of colours, which the compiler may unroll.
-                    3 => {
-                        let pixels = frame.as_chunks::<3>().0;
-                        (0..3).for_each(|c| planes.extend(pixels.iter().map(|pixel| pixel[c])));
+        let size = height * width * channels;
+        if let Some(transform) = &self.config.frames {
+            self.read(row, bytes)?;
+            let frame = |pixels: &[u8]| Frame::new(height, width, channels, pixels.to_vec());
+            let clip: Vec<Frame> = bytes.chunks_exact(size).map(frame).collect::<Result<_, _>>()?;
+            let planes = transform.planes(&match key {
+                Some(key) => transform.train_views(&clip, key)?,
+                None => transform.evaluation_views(&clip)?,
+            })?;
+            to[..planes.len()].copy_from_slice(&planes);
+            return Ok(());
+        }
+        if let (Element::U8, false) =
+            (self.element, self.standardize && self.config.normalize == Normalize::Row)
+        {
+            self.read(row, bytes)?;
+            let tables: Vec<[f32; 256]> = (0..channels).map(|channel| self.levels(channel)).collect();
+            for (frame, planes) in bytes.chunks_exact(size).zip(to.chunks_exact_mut(size)) {
+                for ((c, plane), table) in planes.chunks_exact_mut(height * width).enumerate().zip(&tables) {
+                    match channels {
+                        // Loops over a known number of colours, which the compiler may unroll.
+                        1 => frame.iter().zip(plane).for_each(|(&b, to)| *to = table[usize::from(b)]),
+                        3 => frame
+                            .as_chunks::<3>()
+                            .0
+                            .iter()
+                            .zip(plane)
+                            .for_each(|(pixel, to)| *to = table[usize::from(pixel[c])]),
+                        _ => frame
+                            .iter()
+                            .skip(c)
+                            .step_by(channels)
+                            .zip(plane)
+                            .for_each(|(&b, to)| *to = table[usize::from(b)]),
                     }
-                    _ => (0..channels).for_each(|c| planes.extend(frame.iter().skip(c).step_by(channels))),
                 }
             }
-            return Ok(planes);
-        };
-        let bytes = self.bytes(row)?;
-        let frame = |pixels: &[u8]| Frame::new(height, width, channels, pixels.to_vec());
-        let clip: Vec<Frame> =
-            bytes.chunks_exact(height * width * channels).map(frame).collect::<Result<_, _>>()?;
-        transform.planes(&match key {
-            Some(key) => transform.train_views(&clip, key)?,
-            None => transform.evaluation_views(&clip)?,
-        })
+            return Ok(());
+        }
+        let mut values = vec![0.0; length * size];
+        self.raw_into(row, bytes, &mut values)?;
+        self.normalise(&mut values);
+        for (frame, planes) in values.chunks_exact(size).zip(to.chunks_exact_mut(size)) {
+            for (c, plane) in planes.chunks_exact_mut(height * width).enumerate() {
+                frame.iter().skip(c).step_by(channels).zip(plane).for_each(|(&v, to)| *to = v);
+            }
+        }
+        Ok(())
+    }
+
+    /// What each of the 256 levels of a colour is as a number, normalised.
+    fn levels(&self, channel: usize) -> [f32; 256] {
+        let statistics = self.statistics.as_deref().filter(|_| self.standardize);
+        let mut levels = [0.0; 256];
+        for (level, to) in levels.iter_mut().enumerate() {
+            *to = level as f32 / 255.0;
+            if let Some((mean, std)) = statistics
+                && !mean.is_empty()
+            {
+                let at = channel % mean.len();
+                *to = ((f64::from(*to) - mean[at]) / std[at]) as f32;
+            }
+        }
+        levels
     }
 
     fn normalise(&self, values: &mut [f32]) {
@@ -283,15 +353,16 @@ impl PackedInput {
         let longest = lengths.iter().copied().max().unwrap_or(0).max(1);
         let places = if shape.ragged { longest } else { shape.dims[0] };
         let mut values = vec![0.0; rows.len() * places * inner];
-        let read = |(to, &row): (&mut [f32], &usize)| -> Result<(), DataError> {
-            let ready = self.ready(row, key.map(|key| key.sample(row as u64)))?;
-            to[..ready.len()].copy_from_slice(&ready);
-            Ok(())
+        let read = |bytes: &mut Vec<u8>, (to, &row): (&mut [f32], &usize)| {
+            self.ready(row, key.map(|key| key.sample(row as u64)), bytes, to)
         };
         let size = (places * inner).max(1);
-        let done = match threads {
-            Threads::One => values.chunks_exact_mut(size).zip(rows).try_for_each(read),
-            Threads::All => values.par_chunks_exact_mut(size).zip(rows).try_for_each(read),
+        let done: Result<(), DataError> = match threads {
+            Threads::One => {
+                let mut bytes = Vec::new();
+                values.chunks_exact_mut(size).zip(rows).try_for_each(|part| read(&mut bytes, part))
+            }
+            Threads::All => values.par_chunks_exact_mut(size).zip(rows).try_for_each_init(Vec::new, read),
         };
         done.map_err(candle_core::Error::wrap)?;
         let mut dims = vec![rows.len(), places];
