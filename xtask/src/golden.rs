@@ -93,7 +93,11 @@ fn compare(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
     let ours = match std::env::var_os("MM_GOLDEN_BIN") {
         Some(path) => PathBuf::from(path),
         None => {
-            build_program(cargo(&["build", "-p", "mm-encoders", "--example", "golden_full"]), "golden_full")?
+            let mut build = cargo(&["build", "-p", "mm-encoders", "--example", "golden_full"]);
+            if args.full {
+                build.arg("--release"); // Networks of published size in f64 take minutes each otherwise.
+            }
+            build_program(build, "golden_full")?
         }
     };
     let mut report = Report { versions, cases: Vec::new(), exports: Vec::new() };
@@ -410,7 +414,7 @@ may fall on the other side of it, and all gradients of that channel move at once
 itself than these columns say. So a gradient in f32 is also within its bar if it is at most three times as far away; that the
 formulas are right, f64 says.
 
-Seconds are ours alone: loading, two passes and their gradients, in the profile `dev`, whatever else the machine did meanwhile.";
+Seconds are ours alone: loading, two passes and their gradients, in the profile `release`, whatever else the machine did meanwhile.";
 
 const EXPORTS: &str = "\
 Folders that `weights::export::save_folder` wrote, opened in Python: ResNet-18 by torchvision's `load_state_dict(strict=True)`, a
