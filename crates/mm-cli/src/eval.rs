@@ -46,6 +46,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         data: &prepared.dataset,
         dtype: dtype(config.train.precision),
         device: &built.device,
+        prefetch: config.train.prefetch(),
     };
     let scores = scores(&evaluator.predictions(&evaluator.encode(rows)?)?, prepared.dataset.classes)?;
     if args.json {

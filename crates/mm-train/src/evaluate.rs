@@ -6,7 +6,7 @@ use candle_core::{DType, Device, Tensor};
 use mm_balance::TrainStep;
 use mm_core::model::{pooled, to_host};
 use mm_core::{Batch, Forward, Modal, Modality, Mode, Multimodal, Presence};
-use mm_data::{Dataset, Loader};
+use mm_data::{Batches, Dataset, Loader, Prefetch, Recipe};
 use mm_metrics as metrics;
 use std::collections::BTreeMap;
 
@@ -30,6 +30,8 @@ pub struct Evaluator<'a> {
     pub dtype: DType,
     /// Device.
     pub device: &'a Device,
+    /// How batches are made ahead of their use.
+    pub prefetch: Prefetch,
 }
 
 /// Rows of logits on the host, row-major.
@@ -62,28 +64,31 @@ pub struct Encoded {
     rows: usize,
 }
 
-impl<'a> Evaluator<'a> {
-    fn batches(
+impl Evaluator<'_> {
+    fn with_batches<T>(
         &self,
         rows: &[usize],
-    ) -> Result<impl Iterator<Item = candle_core::Result<Batch>> + use<'a>, TrainError> {
+        f: impl FnOnce(&mut Batches<'_>) -> Result<T, TrainError>,
+    ) -> Result<T, TrainError> {
         let widest = self.data.inputs.values().iter().map(|x| x.shape().elements()).max().unwrap_or(1);
         let size = (EVAL_NUMBERS / widest.max(1)).clamp(1, EVAL_BATCH);
         let loader = Loader::new(self.data, rows.to_vec(), size)?;
-        let (dtype, device) = (self.dtype, self.device);
-        Ok(loader.epoch(None).into_iter().map(move |rows| loader.batch(&rows, dtype, device)))
+        let recipe = Recipe { key: None, dtype: self.dtype, device: self.device };
+        loader.with_batches(&loader.epoch(None), recipe, self.prefetch, f)
     }
 
     /// Passes the rows of a part through the encoders.
     pub fn encode(&self, rows: &[usize]) -> Result<Encoded, TrainError> {
-        let mut batches = Vec::new();
-        for batch in self.batches(rows)? {
-            let batch = batch?;
-            let inputs = self.model.encode_all(&batch, Mode::Eval)?.map(|_, h| h.detach());
-            let lengths = inputs.map(|_, _| None);
-            batches.push(Batch { inputs, lengths, ..batch });
-        }
-        Ok(Encoded { batches, rows: rows.len() })
+        self.with_batches(rows, |all| {
+            let mut batches = Vec::new();
+            for batch in all {
+                let batch = batch?;
+                let inputs = self.model.encode_all(&batch, Mode::Eval)?.map(|_, h| h.detach());
+                let lengths = inputs.map(|_, _| None);
+                batches.push(Batch { inputs, lengths, ..batch });
+            }
+            Ok(Encoded { batches, rows: rows.len() })
+        })
     }
 
     /// The rest of the forward pass.
@@ -93,12 +98,16 @@ impl<'a> Evaluator<'a> {
 
     /// The numbers that choose an epoch.
     pub fn quick(&self, rows: &[usize]) -> Result<Quick, TrainError> {
+        self.with_batches(rows, |batches| self.quick_over(batches, rows.len()))
+    }
+
+    fn quick_over(&self, batches: &mut Batches<'_>, rows: usize) -> Result<Quick, TrainError> {
         let count = self.model.modalities().len();
         let classes = self.model.classes();
         let (mut right, mut loss) = (0usize, 0.0);
         let (mut uni_right, mut uni_rows) = (vec![0usize; count], vec![0usize; count]);
         let mut known = true;
-        for batch in self.batches(rows)? {
+        for batch in batches {
             let batch = batch?;
             let fwd = self.model.forward(&batch, Mode::Eval)?;
             let logits = to_host(&self.step.decide(self.model, &batch, &fwd)?)?;
@@ -120,8 +129,8 @@ impl<'a> Evaluator<'a> {
         }
         let share = |m: Modality| uni_right[m.index()] as f64 / uni_rows[m.index()].max(1) as f64;
         Ok(Quick {
-            accuracy: right as f64 / rows.len() as f64,
-            loss: loss / rows.len() as f64,
+            accuracy: right as f64 / rows as f64,
+            loss: loss / rows as f64,
             unimodal: known.then(|| Modal::from_fn(count, share)),
         })
     }

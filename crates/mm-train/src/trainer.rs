@@ -282,7 +282,8 @@ impl<'a> Run<'a> {
                 return Ok(false);
             }
 
-            let evaluator = Evaluator { model, step: step.as_ref(), data, dtype, device };
+            let prefetch = config.train.prefetch();
+            let evaluator = Evaluator { model, step: step.as_ref(), data, dtype, device, prefetch };
             check_finite(params, &self.at)?;
             let quick = evaluator.quick(&select_rows)?;
             if !quick.loss.is_finite() {
@@ -344,6 +345,7 @@ impl<'a> Run<'a> {
             data,
             dtype: dtype(config.train.precision),
             device: &self.built.device,
+            prefetch: config.train.prefetch(),
         };
         let encoded = evaluator.encode(&splits.test)?;
         let test = evaluator.predictions(&encoded)?;

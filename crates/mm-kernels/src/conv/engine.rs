@@ -3,6 +3,7 @@
 
 use super::Precision;
 use super::correlate::{Base, Done, correlate, tasks};
+use super::crop::Crop;
 use super::depthwise;
 use super::format::{Bf16, Bf16x3, Format, Plain};
 use super::geometry::Geometry;
@@ -117,7 +118,8 @@ impl Engine {
         if depthwise::is(g) {
             return depthwise::forward(self.isa, g, &x.numbers(g.ci), w, bias, then);
         }
-        let correlation = Correlation::forward(g);
+        let crop = Crop::new(g);
+        let (correlation, w) = (Correlation::forward(&crop.geometry), &*crop.weight(w));
         let base = bias.map_or(Base::Zero, Base::Bias);
         let each = then.map(|then| move |_: usize, y: &mut [T]| then(y));
         let done = each.as_ref().map(|each| each as &(dyn Fn(usize, &mut [T]) + Sync));
@@ -139,7 +141,8 @@ impl Engine {
         done: &(dyn Fn(usize, &mut [T]) + Sync),
     ) {
         assert_eq!(y.len(), g.n * g.oh * g.ow * g.co, "the output has the size of its geometry");
-        let (c, y) = (Correlation::forward(g), y.as_mut_ptr());
+        let crop = Crop::new(g);
+        let (c, w, y) = (Correlation::forward(&crop.geometry), &*crop.weight(w), y.as_mut_ptr());
         let run = Run { isa: self.isa, c: &c, x, w, base: Base::Zero, y, done: Some(done) };
         T::with(self.isa, self.precision, run);
     }
@@ -154,7 +157,8 @@ impl Engine {
         dx: &mut [T],
     ) {
         assert_eq!(dx.len(), g.n * g.h * g.w * g.ci, "the gradient has the size of the input");
-        let (c, y) = (Correlation::grad_input(g), dx.as_mut_ptr());
+        let crop = Crop::new(g);
+        let (c, w, y) = (Correlation::grad_input(&crop.geometry), &*crop.weight(w), dx.as_mut_ptr());
         let base = if added { Base::Added } else { Base::Zero };
         let run = Run { isa: self.isa, c: &c, x: dy, w, base, y, done: None };
         T::with(self.isa, self.precision, run);
@@ -168,7 +172,7 @@ impl Engine {
                 tasks::<T, F>(format, self.0)
             }
         }
-        T::with(self.isa, self.precision, Count(&Correlation::forward(g)))
+        T::with(self.isa, self.precision, Count(&Correlation::forward(&Crop::new(g).geometry)))
     }
 
     /// The gradient of `x`.
@@ -181,7 +185,8 @@ impl Engine {
         if depthwise::is(g) {
             return depthwise::grad_input(self.isa, g, &dy.numbers(g.co), w);
         }
-        let c = Correlation::grad_input(g);
+        let crop = Crop::new(g);
+        let (c, w) = (Correlation::grad_input(&crop.geometry), &*crop.weight(w));
         let run = |y| {
             let run = Run { isa: self.isa, c: &c, x: dy, w, base: Base::Zero, y, done: None };
             T::with(self.isa, self.precision, run);
@@ -217,7 +222,8 @@ impl Engine {
                 return dw;
             }
         }
-        T::with(self.isa, self.precision, Sum(self.isa, g, x, dy))
+        let crop = Crop::new(g);
+        crop.restore(T::with(self.isa, self.precision, Sum(self.isa, &crop.geometry, x, dy)))
     }
 }
 
@@ -349,6 +355,12 @@ mod tests {
             ([2, 2, 2, 9], [20, 9, 1, 1], (2, 2, 0, 0, 1, 1), 1),
             ([3, 1, 2, 9], [20, 9, 1, 1], (1, 2, 0, 0, 1, 1), 1),
             ([0, 4, 4, 2], [3, 2, 3, 3], (1, 1, 1, 1, 1, 1), 1),
+            // Small images: taps that see only the border, and many images at a time.
+            ([40, 1, 1, 20], [33, 20, 3, 3], (1, 1, 1, 1, 1, 1), 1),
+            ([70, 2, 2, 20], [70, 20, 3, 3], (1, 1, 1, 1, 1, 1), 1),
+            ([70, 2, 2, 20], [70, 20, 3, 3], (2, 2, 1, 1, 1, 1), 1),
+            ([19, 4, 3, 8], [16, 4, 3, 3], (1, 1, 1, 1, 1, 1), 2),
+            ([3, 2, 1, 5], [4, 5, 5, 5], (1, 1, 4, 4, 2, 2), 1),
         ] {
             check(&geometry(x, w, window, groups));
         }

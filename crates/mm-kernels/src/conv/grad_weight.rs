@@ -89,6 +89,9 @@ fn sum<T: Real + Bytes, F: Format<T>>(
     // Few rows, or a part of a long one.
     let tile_rows = (TILE_PIXELS / columns).clamp(1, g.oh);
     let tile_steps = if tile_rows == 1 { (TILE_PIXELS / F::PER_UNIT).min(steps) } else { steps };
+    // Several small images: sums are loaded and stored once for all of them.
+    let whole = tile_rows == g.oh && tile_steps == steps;
+    let tile_images = if whole { (TILE_PIXELS / (columns * g.oh)).clamp(1, images.max(1)) } else { 1 };
     let (sums_len, target) = (sums.len(), Shared::new(sums.as_mut_ptr()));
     let y_end = direct.map_or(y_plane, <[F::Unit]>::len);
     assert!(x.len() >= x_plane * F::PLANES && y.len() >= y_plane * F::PLANES);
@@ -98,7 +101,8 @@ fn sum<T: Real + Bytes, F: Format<T>>(
             (j % plan.tiles.len(), j / plan.tiles.len() % plan.blocks, j / plan.tiles.len() / plan.blocks);
         let channels = &plan.tiles[tile];
         let run = width.grads[channels.len() - 1];
-        for image in 0..images {
+        for image in (0..images).step_by(tile_images) {
+            let tile_images = tile_images.min(images - image);
             for row in (0..g.oh).step_by(tile_rows) {
                 let tile_rows = tile_rows.min(g.oh - row);
                 for step in (0..steps).step_by(tile_steps) {
@@ -117,22 +121,36 @@ fn sum<T: Real + Bytes, F: Format<T>>(
                                 channels.len(),
                             )
                         };
-                        let (b, b_row, b_step) = if direct.is_some() {
+                        let (b, b_image, b_row, b_step) = if direct.is_some() {
                             let pixel = ((chunk.images.start + image) * g.oh + row) * g.ow
                                 + chunk.columns.start
                                 + step;
-                            (pixel * g.co + group * g.co_group() + block * lanes, g.ow * g.co, g.co)
+                            (
+                                pixel * g.co + group * g.co_group() + block * lanes,
+                                g.oh * g.ow * g.co,
+                                g.ow * g.co,
+                                g.co,
+                            )
                         } else {
                             let panel = (group * plan.blocks + block) * images + image;
-                            (((panel * g.oh + row) * steps + step) * lanes, steps * lanes, lanes)
+                            (
+                                ((panel * g.oh + row) * steps + step) * lanes,
+                                g.oh * steps * lanes,
+                                steps * lanes,
+                                lanes,
+                            )
                         };
                         let y = direct.unwrap_or(y);
                         let to = (((group * plan.blocks + block) * taps + tap) * plan.channels
                             + channels.start)
                             * lanes;
-                        let a_row = g.stride.0 * row_units;
-                        let a_end = a + (tile_rows - 1) * a_row + (here - 1) * F::PER_UNIT * a_step;
-                        let b_end = b + (tile_rows - 1) * b_row + (here - 1) * b_step;
+                        let (a_image, a_row) = (rows * row_units, g.stride.0 * row_units);
+                        let a_end = a
+                            + (tile_images - 1) * a_image
+                            + (tile_rows - 1) * a_row
+                            + (here - 1) * F::PER_UNIT * a_step;
+                        let b_end =
+                            b + (tile_images - 1) * b_image + (tile_rows - 1) * b_row + (here - 1) * b_step;
                         assert!(a_end + channels.len() <= x_plane && b_end + lanes <= y_end);
                         assert!(to + channels.len() * lanes <= sums_len);
                         for &(one, two) in F::PRODUCTS {
@@ -141,11 +159,14 @@ fn sum<T: Real + Bytes, F: Format<T>>(
                             unsafe {
                                 run(&GradTile {
                                     a: x.as_ptr().add(one * x_plane + a),
+                                    a_image,
                                     a_row,
                                     a_step: a_step * F::PER_UNIT,
+                                    images: tile_images,
                                     rows: tile_rows,
                                     pixels: here,
                                     b: y.as_ptr().add(two * y_plane + b),
+                                    b_image,
                                     b_row,
                                     b_step,
                                     y: target.get().add(to),

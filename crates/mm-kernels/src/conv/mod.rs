@@ -13,6 +13,7 @@
 //! | `reference.rs` | the definition as loops, for tests |
 
 mod correlate;
+mod crop;
 mod depthwise;
 mod engine;
 mod format;

@@ -166,6 +166,9 @@ pub(super) fn pack_x<T: Real, F: Format<T>, X: Source<T>>(
                     if F::PER_UNIT == 1 {
                         out[..from * tile.len()].fill(F::Unit::default());
                         out[to * tile.len()..].fill(F::Unit::default());
+                        if from == to {
+                            continue; // All of it is border.
+                        }
                         let at = (source as isize + base + (from * step) as isize) as usize * g.ci + channel;
                         let out = &mut out[from * tile.len()..to * tile.len()];
                         if let Some(x) = x.units::<F>().filter(|_| step * g.ci == tile.len()) {

@@ -81,16 +81,19 @@ unsafe fn tile<V: Lanes, const M: usize, const NV: usize>(t: &Tile<'_, V::Unit, 
 
 /// `y[i][..] += sum_p a[p][i] b[p][..]` for M input channels i and NV registers of output channels.
 ///
-/// `p` runs over `rows` rows of `pixels` steps: `a[p][i]` lies at `a + row * a_row + step * a_step + i`, `b[p]` at
-/// `b + row * b_row + step * b_step`.
+/// `p` runs over `images` images of `rows` rows of `pixels` steps: `a[p][i]` lies at
+/// `a + image * a_image + row * a_row + step * a_step + i`, `b[p]` at `b + image * b_image + row * b_row + step * b_step`.
 #[derive(Debug)]
 pub(crate) struct GradTile<U, O> {
     pub(crate) a: *const U,
+    pub(crate) a_image: usize,
     pub(crate) a_row: usize,
     pub(crate) a_step: usize,
+    pub(crate) images: usize,
     pub(crate) rows: usize,
     pub(crate) pixels: usize,
     pub(crate) b: *const U,
+    pub(crate) b_image: usize,
     pub(crate) b_row: usize,
     pub(crate) b_step: usize,
     pub(crate) y: *mut O,
@@ -107,9 +110,10 @@ unsafe fn grad_tile<V: Lanes, const M: usize, const NV: usize>(t: &GradTile<V::U
                 *sum = V::load(t.y.add(i * t.y_stride + v * V::LANES));
             }
         }
-        for row in 0..t.rows {
-            let mut a = t.a.add(row * t.a_row);
-            let mut b = t.b.add(row * t.b_row);
+        for row in 0..t.images * t.rows {
+            let (image, row) = (row / t.rows, row % t.rows);
+            let mut a = t.a.add(image * t.a_image + row * t.a_row);
+            let mut b = t.b.add(image * t.b_image + row * t.b_row);
             for _ in 0..t.pixels {
                 let mut factors = [V::factors(b); NV];
                 for (v, factors) in factors.iter_mut().enumerate().skip(1) {
