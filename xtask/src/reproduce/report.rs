@@ -10,7 +10,7 @@ use super::summary::{self, CONFIDENCE, Outcome, Row, STD};
 use super::tuned::{self, Tuned};
 use anyhow::Result;
 use serde::Serialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// The version of the layout of `results.json`.
@@ -267,8 +267,11 @@ fn of_runs(records: &[&Record]) -> Vec<String> {
     for record in records {
         let test =
             record.selected_on_test.then_some("the TEST part selected the model: the figures are too high");
-        for text in record.warnings.iter().map(String::as_str).chain(test) {
-            *counts.entry(text.trim_end_matches('.')).or_default() += 1;
+        // An ensemble has the warnings of all its members.
+        let texts: BTreeSet<&str> =
+            record.warnings.iter().map(|text| text.trim_end_matches('.')).chain(test).collect();
+        for text in texts {
+            *counts.entry(text).or_default() += 1;
         }
     }
     counts.into_iter().map(|(text, count)| format!("{text} ({count} of {} runs)", records.len())).collect()

@@ -23,7 +23,7 @@ pub(super) struct Crop {
     whole: (usize, usize),
 }
 
-/// The taps of `k` along an axis of `size` numbers and `places` outputs that meet it, of those that lie in one run.
+/// The taps of a kernel along an axis of `size` numbers and `places` outputs that meet it, of those that lie in one run.
 fn alive(
     size: usize,
     places: usize,
