@@ -90,15 +90,14 @@ fn compare(args: &Args, interrupt: &Interrupt) -> Result<ExitCode> {
         Err(error) => return Err(error),
     };
     let cases = if args.full { select(&python.cases()?, &args.case)? } else { Vec::new() };
-    let ours = match std::env::var_os("MM_GOLDEN_BIN") {
-        Some(path) => PathBuf::from(path),
-        None => {
-            let mut build = cargo(&["build", "-p", "mm-encoders", "--example", "golden_full"]);
-            if args.full {
-                build.arg("--release"); // Networks of published size in f64 take minutes each otherwise.
-            }
-            build_program(build, "golden_full")?
+    let ours = if let Some(path) = std::env::var_os("MM_GOLDEN_BIN") {
+        PathBuf::from(path)
+    } else {
+        let mut build = cargo(&["build", "-p", "mm-encoders", "--example", "golden_full"]);
+        if args.full {
+            build.arg("--release"); // Networks of published size in f64 take minutes each otherwise.
         }
+        build_program(build, "golden_full")?
     };
     let mut report = Report { versions, cases: Vec::new(), exports: Vec::new() };
     let mut failed = Vec::new();
