@@ -1,10 +1,10 @@
 //! A golden file of which no tensor may be left out.
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Tensor, Var};
 use mm_testkit::Golden;
 use mm_testkit::close::Values;
 use std::cell::RefCell;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Keys with it record the behaviour of another library, bugs included.
 const OTHERS: &str = "balancebench.";
@@ -84,6 +84,16 @@ impl Fixture {
     /// The keys that start with `prefix`, without it.
     pub(crate) fn under(&self, prefix: &str) -> Vec<String> {
         self.golden.keys().filter_map(|k| k.strip_prefix(prefix)).map(str::to_owned).collect()
+    }
+
+    /// The inputs below `prefix` as leaves of a graph, by the rest of their names.
+    #[track_caller]
+    pub(crate) fn leaves(&self, prefix: &str, dtype: DType) -> BTreeMap<String, Var> {
+        let leaf = |name: String| {
+            let value = self.input(&format!("{prefix}{name}"), dtype);
+            (name, Var::from_tensor(&value).expect("a variable"))
+        };
+        self.under(prefix).into_iter().map(leaf).collect()
     }
 
     /// The distinct first segments of the keys under `prefix` that start with `head`, without `head`; a segment reaches

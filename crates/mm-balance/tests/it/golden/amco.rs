@@ -1,12 +1,11 @@
 use crate::fixture::{Fixture, PRECISIONS, exact};
-use candle_core::{DType, Result, Var};
+use candle_core::{DType, Result};
 use mm_balance::amco::{dependences, mask, masked_share};
 use mm_balance::unimodal::losses_and_scores;
 use mm_core::model::sum;
 use mm_core::{Batch, Modal};
 use mm_kernels::cross_entropy;
 use mm_kernels::linear::linear;
-use std::collections::BTreeMap;
 
 fn is_input(key: &str) -> bool {
     matches!(key, "labels" | "ramp" | "m2.kept" | "m3.kept") || key.contains(".param.")
@@ -25,14 +24,7 @@ fn amco() -> Result<()> {
         let tol = exact(dtype);
         for count in [2, 3] {
             let key = |name: &str| format!("{prefix}.m{count}.{name}");
-            let leaves: BTreeMap<String, Var> = golden
-                .under(&key("param."))
-                .into_iter()
-                .map(|name| {
-                    let value = golden.input(&key(&format!("param.{name}")), dtype);
-                    Ok((name, Var::from_tensor(&value)?))
-                })
-                .collect::<Result<_>>()?;
+            let leaves = golden.leaves(&key("param."), dtype);
             let leaf = |name: &str| leaves[name].as_tensor();
             let kept: Vec<bool> = golden.labels(&format!("m{count}.kept")).iter().map(|k| *k == 1).collect();
             let bias = (leaf("bias") / count as f64)?;

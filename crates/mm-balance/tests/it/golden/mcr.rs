@@ -1,10 +1,9 @@
 use crate::fixture::{Fixture, PRECISIONS, exact};
-use candle_core::{Result, Tensor, Var};
+use candle_core::{Result, Tensor};
 use mm_balance::mcr::{Pairs, Strategy, bottleneck, competition, contrast, permuted_sum};
 use mm_core::model::sum;
 use mm_core::{Batch, Modal};
 use mm_kernels::linear::linear;
-use std::collections::BTreeMap;
 
 fn is_input(key: &str) -> bool {
     matches!(key, "labels" | "temperature")
@@ -22,14 +21,7 @@ fn mcr() -> Result<()> {
         let tol = exact(dtype);
         for count in [2, 3] {
             let key = |name: &str| format!("{prefix}.m{count}.{name}");
-            let leaves: BTreeMap<String, Var> = golden
-                .under(&key("param."))
-                .into_iter()
-                .map(|name| {
-                    let value = golden.input(&key(&format!("param.{name}")), dtype);
-                    Ok((name, Var::from_tensor(&value)?))
-                })
-                .collect::<Result<_>>()?;
+            let leaves = golden.leaves(&key("param."), dtype);
             let leaf = |name: &str| leaves[name].as_tensor();
             let pairs: Vec<Pairs> = (0..count)
                 .map(|m| Pairs {
