@@ -23,7 +23,7 @@ pub(super) struct Crop {
     whole: (usize, usize),
 }
 
-/// The taps of a kernel along an axis of `size` numbers and `places` outputs that meet it, of those that lie in one run.
+/// The run of taps, of a kernel along an axis of `size` numbers and `places` outputs, outside of which none meets a number.
 fn alive(
     size: usize,
     places: usize,
@@ -109,7 +109,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_tap_is_left_out_if_and_only_if_it_never_meets_the_axis() {
+    fn no_tap_that_meets_the_axis_is_left_out() {
         let mut cropped = 0;
         for size in 1..5usize {
             for kernel in 1..6usize {

@@ -110,23 +110,24 @@ unsafe fn grad_tile<V: Lanes, const M: usize, const NV: usize>(t: &GradTile<V::U
                 *sum = V::load(t.y.add(i * t.y_stride + v * V::LANES));
             }
         }
-        for row in 0..t.images * t.rows {
-            let (image, row) = (row / t.rows, row % t.rows);
-            let mut a = t.a.add(image * t.a_image + row * t.a_row);
-            let mut b = t.b.add(image * t.b_image + row * t.b_row);
-            for _ in 0..t.pixels {
-                let mut factors = [V::factors(b); NV];
-                for (v, factors) in factors.iter_mut().enumerate().skip(1) {
-                    *factors = V::factors(b.add(v * V::LANES));
-                }
-                for (i, sums) in sums.iter_mut().enumerate() {
-                    let channel = V::broadcast(a.add(i));
-                    for v in 0..NV {
-                        sums[v] = sums[v].multiply_add(channel, factors[v]);
+        for image in 0..t.images {
+            for row in 0..t.rows {
+                let mut a = t.a.add(image * t.a_image + row * t.a_row);
+                let mut b = t.b.add(image * t.b_image + row * t.b_row);
+                for _ in 0..t.pixels {
+                    let mut factors = [V::factors(b); NV];
+                    for (v, factors) in factors.iter_mut().enumerate().skip(1) {
+                        *factors = V::factors(b.add(v * V::LANES));
                     }
+                    for (i, sums) in sums.iter_mut().enumerate() {
+                        let channel = V::broadcast(a.add(i));
+                        for v in 0..NV {
+                            sums[v] = sums[v].multiply_add(channel, factors[v]);
+                        }
+                    }
+                    a = a.wrapping_add(t.a_step);
+                    b = b.wrapping_add(t.b_step);
                 }
-                a = a.wrapping_add(t.a_step);
-                b = b.wrapping_add(t.b_step);
             }
         }
         for (i, sums) in sums.iter().enumerate() {
