@@ -4,12 +4,12 @@
 //! and put in its place if it is what the index says; nothing else is written. So the pack is afterwards the same in every
 //! byte, or the raw files are not those that it was made from, which is an error.
 
+use super::lock::Lock;
+use super::plan::{Plan, check, fingerprint, stamped};
 use super::read::read_index;
 use super::shard::{Spool, put_checked};
 use super::verify::sum;
-use super::write::{
-    Lock, PIECE, Plan, Row, WriteProgress, check, fingerprint, make, other_pack, stamped, table,
-};
+use super::write::{PIECE, Row, WriteProgress, make, other_pack, table};
 use super::{FileEntry, Index};
 use crate::DataError;
 use std::io::Write as _;
@@ -37,8 +37,13 @@ pub fn mend(
 ) -> Result<Mended, DataError> {
     let place = dir.display().to_string();
     check(&place, plan)?;
+    if !dir.join("index.json").exists() {
+        let rule = "there is no index.json: a pack that is not finished has nothing to mend";
+        return Err(DataError::invalid(&place, rule, "prepare it first, without `--mend`"));
+    }
     let (index, _) = read_index(dir)?;
-    if index.preset != stamped(plan, &fingerprint(plan)) {
+    // The index may come from elsewhere: its stamp is a claim, its rows are those that are made.
+    if index.preset != stamped(plan, &fingerprint(plan)) || index.ids != plan.ids {
         return Err(other_pack(&place));
     }
     let _lock = Lock::take(dir)?;

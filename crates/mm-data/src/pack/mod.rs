@@ -26,7 +26,9 @@
 //! compares the checksums, [`mend`](fn@mend) makes what is damaged again, alone.
 
 mod config;
+mod lock;
 mod mend;
+mod plan;
 mod read;
 mod rows;
 mod shard;
@@ -35,10 +37,14 @@ mod write;
 
 pub use config::{Normalize, PackedConfig, PackedInputConfig, Pad};
 pub use mend::{Mended, mend};
+pub use plan::{Plan, PlannedModality};
 pub use read::Pack;
 pub use rows::PackedInput;
 pub use verify::{Verified, verify};
-pub use write::{Plan, PlannedModality, Row, WriteProgress, Written, write};
+pub use write::{Row, WriteProgress, Written, write};
+
+pub(crate) use plan::MAX_ROW;
+pub(crate) use write::is_complete;
 
 use serde::{Deserialize, Serialize};
 

@@ -2,7 +2,7 @@
 
 use super::config::PackedConfig;
 use super::rows::{PackedInput, Shard};
-use super::{Element, FORMAT, FileEntry, Index};
+use super::{Element, FORMAT, FileEntry, Index, MAX_ROW};
 use crate::labels::{classes, pick};
 use crate::safe_file::{self, Contents, Header};
 use crate::{DataError, Dataset, Input, features};
@@ -147,6 +147,12 @@ impl Pack {
             let rule = "frames are as many in every row; leave it out";
             return Err(ConfigError::new(place("length"), own.length.unwrap_or(0), rule).into());
         }
+        let inner: usize = modality.dims.iter().skip(1).product();
+        let most = MAX_ROW / size_of::<f32>() / inner;
+        if let Some(length) = own.length.filter(|&length| length > most) {
+            let rule = format!("must be at most {most}: a row has {inner} numbers at each place");
+            return Err(ConfigError::new(place("length"), length, rule).into());
+        }
         let lengths = features::vector(&self.table, &format!("length_{name}"))?;
         let first = modality.dims.first().copied().unwrap_or(1);
         let file = &self.table.header.file;
@@ -167,7 +173,6 @@ impl Pack {
                 return Err(DataError::invalid(file, rule, "prepare the data again"));
             }
         };
-        let inner: usize = modality.dims.iter().skip(1).product();
         let mut places = Vec::with_capacity(self.index.rows);
         for (s, (entry, shard)) in self.index.shards.iter().zip(self.shards.iter()).enumerate() {
             let rows = lengths.get(places.len()..places.len() + entry.rows).unwrap_or_default();

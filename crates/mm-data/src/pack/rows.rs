@@ -165,16 +165,18 @@ impl PackedInput {
         Ok(())
     }
 
-    /// A row as the model gets it, into the beginning of `to`, with `bytes` as room to work in.
+    /// A row as the model gets it, into the beginning of `to`, with `bytes` as room to work in and the tables of
+    /// [`levels`](Self::levels).
     fn ready(
         &self,
         row: usize,
         key: Option<StepRng>,
+        levels: &[[f32; 256]],
         bytes: &mut Vec<u8>,
         to: &mut [f32],
     ) -> Result<(), DataError> {
         if self.frames {
-            return self.ready_frames(row, key, bytes, to);
+            return self.ready_frames(row, key, levels, bytes, to);
         }
         let inner = self.inner();
         let to = &mut to[..self.places(row) * inner];
@@ -213,6 +215,7 @@ impl PackedInput {
         &self,
         row: usize,
         key: Option<StepRng>,
+        levels: &[[f32; 256]],
         bytes: &mut Vec<u8>,
         to: &mut [f32],
     ) -> Result<(), DataError> {
@@ -233,13 +236,10 @@ impl PackedInput {
             to[..planes.len()].copy_from_slice(&planes);
             return Ok(());
         }
-        if let (Element::U8, false) =
-            (self.element, self.standardize && self.config.normalize == Normalize::Row)
-        {
+        if !levels.is_empty() {
             self.read(row, bytes)?;
-            let tables: Vec<[f32; 256]> = (0..channels).map(|channel| self.levels(channel)).collect();
             for (frame, planes) in bytes.chunks_exact(size).zip(to.chunks_exact_mut(size)) {
-                for ((c, plane), table) in planes.chunks_exact_mut(height * width).enumerate().zip(&tables) {
+                for ((c, plane), table) in planes.chunks_exact_mut(height * width).enumerate().zip(levels) {
                     match channels {
                         // Loops over a known number of colours, which the compiler may unroll.
                         1 => frame.iter().zip(plane).for_each(|(&b, to)| *to = table[usize::from(b)]),
@@ -271,20 +271,23 @@ impl PackedInput {
         Ok(())
     }
 
-    /// What each of the 256 levels of a colour is as a number, normalised.
-    fn levels(&self, channel: usize) -> [f32; 256] {
-        let statistics = self.statistics.as_deref().filter(|_| self.standardize);
-        let mut levels = [0.0; 256];
-        for (level, to) in levels.iter_mut().enumerate() {
-            *to = level as f32 / 255.0;
-            if let Some((mean, std)) = statistics
-                && !mean.is_empty()
-            {
-                let at = channel % mean.len();
-                *to = ((f64::from(*to) - mean[at]) / std[at]) as f32;
-            }
+    /// What each of the 256 levels of each colour is as a number, normalised; nothing where rows are no frames of bytes,
+    /// go through a transform, or are normalised one by one.
+    fn levels(&self) -> Vec<[f32; 256]> {
+        let alone = self.standardize && self.config.normalize == Normalize::Row;
+        let &[_, _, _, channels] = &self.dims[..] else { return Vec::new() };
+        if !self.frames || self.element != Element::U8 || self.config.frames.is_some() || alone {
+            return Vec::new();
         }
-        levels
+        let statistics = self.statistics.as_deref().filter(|(mean, _)| self.standardize && !mean.is_empty());
+        let level = |channel: usize, level: usize| {
+            let value = level as f32 / 255.0;
+            statistics.map_or(value, |(mean, std)| {
+                let at = channel % mean.len();
+                ((f64::from(value) - mean[at]) / std[at]) as f32
+            })
+        };
+        (0..channels).map(|channel| std::array::from_fn(|n| level(channel, n))).collect()
     }
 
     fn normalise(&self, values: &mut [f32]) {
@@ -352,9 +355,10 @@ impl PackedInput {
         let lengths: Vec<usize> = rows.iter().map(|&row| self.places(row)).collect();
         let longest = lengths.iter().copied().max().unwrap_or(0).max(1);
         let places = if shape.ragged { longest } else { shape.dims[0] };
-        let mut values = vec![0.0; rows.len() * places * inner];
+        let mut values = room(&self.name, rows.len(), places, inner)?;
+        let levels = self.levels();
         let read = |bytes: &mut Vec<u8>, (to, &row): (&mut [f32], &usize)| {
-            self.ready(row, key.map(|key| key.sample(row as u64)), bytes, to)
+            self.ready(row, key.map(|key| key.sample(row as u64)), &levels, bytes, to)
         };
         let size = (places * inner).max(1);
         let done: Result<(), DataError> = match threads {
@@ -370,6 +374,21 @@ impl PackedInput {
         let x = Tensor::from_vec(values, dims, device)?.to_dtype(dtype)?;
         Ok((x, shape.ragged.then(|| lengths.into())))
     }
+}
+
+/// Zeros for a batch; an error where memory has no place for them, not the end of the process.
+fn room(name: &str, rows: usize, places: usize, inner: usize) -> candle_core::Result<Vec<f32>> {
+    const LARGE: usize = 1 << 28;
+    let count = rows.checked_mul(places).and_then(|n| n.checked_mul(inner));
+    // Small ones are taken as they are: that is quicker, and fails only where everything does.
+    let fits = |&n: &usize| n < LARGE || Vec::<f32>::new().try_reserve_exact(n).is_ok();
+    let count = count.filter(fits).ok_or_else(|| {
+        candle_core::Error::Msg(format!(
+            "modality `{name}`: memory has no place for a batch of {rows} rows of {places} x {inner} numbers; lower \
+             `train.batch_size` or `data.inputs.{name}.length`"
+        ))
+    })?;
+    Ok(vec![0.0; count])
 }
 
 /// Reads exactly `bytes.len()` bytes from a place, without moving a cursor that threads would share.

@@ -5,7 +5,8 @@
 //! holds the rows of a few pieces, however many rows there are.
 
 use super::FileEntry;
-use super::write::{Plan, TEMPORARY};
+use super::plan::Plan;
+use super::write::TEMPORARY;
 use crate::DataError;
 use crate::dataset::hex;
 use safetensors::tensor::{Metadata, TensorInfo};

@@ -1,14 +1,13 @@
 //! Making a pack: shard after shard, each complete or not there.
 
+use super::lock::Lock;
+use super::plan::{Plan, check, fingerprint, stamped};
 use super::shard::{Bytes, Spool, failed, put};
 use super::{Element, FORMAT, FileEntry, Index, PackedModality};
 use crate::DataError;
-use crate::dataset::hex;
 use rayon::prelude::*;
 use safetensors::tensor::{Dtype, TensorView};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
-use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -16,44 +15,6 @@ use std::thread::ScopedJoinHandle;
 
 /// How the names of files begin that are being written.
 pub(super) const TEMPORARY: &str = ".tmp-";
-
-/// What a pack is to hold.
-#[derive(Debug, Clone)]
-pub struct Plan {
-    /// What the data set is called.
-    pub name: String,
-    /// How the rows are made; a pack that was begun with another preset is not gone on with.
-    pub preset: serde_json::Value,
-    /// The modalities.
-    pub modalities: Vec<PlannedModality>,
-    /// Names of the classes.
-    pub classes: Vec<String>,
-    /// The id of each row, unique.
-    pub ids: Vec<String>,
-    /// The class of each row.
-    pub labels: Vec<u32>,
-    /// Other integer columns.
-    pub columns: BTreeMap<String, Vec<i64>>,
-    /// Named lists of rows, whose names end in `_index`.
-    pub indices: BTreeMap<String, Vec<usize>>,
-    /// Rows in a shard; at least 1.
-    pub rows_per_shard: usize,
-}
-
-/// One modality that is to be written.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PlannedModality {
-    /// Its name.
-    pub name: String,
-    /// Sizes of a row; where `ragged`, the first is ignored.
-    pub dims: Vec<usize>,
-    /// Whether rows differ in their first size.
-    pub ragged: bool,
-    /// Whether rows are frames, (frames, height, width, channels) of bytes.
-    pub frames: bool,
-    /// Type of the values.
-    pub element: Element,
-}
 
 /// The values of one row of one modality.
 #[derive(Debug, Clone, PartialEq)]
@@ -115,21 +76,13 @@ pub fn write(
     check(&place, plan)?;
     let rows = plan.ids.len();
     let fingerprint = fingerprint(plan);
-    let is_complete = || -> Result<bool, DataError> {
-        if !dir.join("index.json").exists() {
-            return Ok(false);
-        }
-        let (index, _) = super::read::read_index(dir)?;
-        if index.preset == stamped(plan, &fingerprint) { Ok(true) } else { Err(other_pack(&place)) }
-    };
-    if is_complete()? {
-        tidy(dir);
+    if is_complete(dir, plan)? {
         return Ok(Written::Done { made: 0 });
     }
     std::fs::create_dir_all(dir).map_err(|source| failed(&place, source))?;
     let lock = Lock::take(dir)?;
     // Whoever had the lock may have just finished.
-    if is_complete()? {
+    if has_index(dir, plan)? {
         return Ok(Written::Done { made: 0 });
     }
     sweep(dir, false);
@@ -220,6 +173,27 @@ pub fn write(
     Ok(Written::Done { made })
 }
 
+/// Whether the pack of this plan is there, complete; one of another plan is refused.
+pub(crate) fn is_complete(dir: &Path, plan: &Plan) -> Result<bool, DataError> {
+    let complete = has_index(dir, plan)?;
+    if complete {
+        tidy(dir);
+    }
+    Ok(complete)
+}
+
+fn has_index(dir: &Path, plan: &Plan) -> Result<bool, DataError> {
+    if !dir.join("index.json").exists() {
+        return Ok(false);
+    }
+    let (index, _) = super::read::read_index(dir)?;
+    if index.preset == stamped(plan, &fingerprint(plan)) {
+        Ok(true)
+    } else {
+        Err(other_pack(&dir.display().to_string()))
+    }
+}
+
 pub(super) fn other_pack(place: &str) -> DataError {
     let rule = "holds a pack of other rows or another preset";
     DataError::invalid(place, rule, "choose another folder, or delete this one")
@@ -248,41 +222,6 @@ fn tidy(dir: &Path) {
         && let Ok(_lock) = Lock::take(dir)
     {
         sweep(dir, true);
-    }
-}
-
-/// The exclusive use of a folder, given back when it is dropped or the process ends in whatever way.
-pub(super) struct Lock {
-    path: PathBuf,
-    file: Option<std::fs::File>,
-}
-
-impl Lock {
-    pub(super) fn take(dir: &Path) -> Result<Self, DataError> {
-        let path = dir.join(".lock");
-        let fail = |source| failed(&path.display().to_string(), source);
-        let file =
-            std::fs::File::options().create(true).truncate(false).write(true).open(&path).map_err(fail)?;
-        match file.try_lock() {
-            Err(std::fs::TryLockError::WouldBlock) => {
-                let rule = "another process is preparing a pack in this folder";
-                Err(DataError::invalid(
-                    &dir.display().to_string(),
-                    rule,
-                    "wait for it, or choose another folder",
-                ))
-            }
-            // A file system without locks is no reason not to begin.
-            Ok(()) | Err(std::fs::TryLockError::Error(_)) => Ok(Self { path, file: Some(file) }),
-        }
-    }
-}
-
-impl Drop for Lock {
-    fn drop(&mut self) {
-        // Removed while it is still held, so nobody's lock is taken away.
-        let _ = std::fs::remove_file(&self.path);
-        drop(self.file.take());
     }
 }
 
@@ -319,62 +258,6 @@ impl Complete {
 /// What a thread gave; a panic goes on here.
 pub(super) fn joined<T>(thread: ScopedJoinHandle<'_, T>) -> T {
     thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-}
-
-pub(super) fn check(place: &str, plan: &Plan) -> Result<(), DataError> {
-    let fault = |rule: String, remedy: &str| Err(DataError::invalid(place, rule, remedy));
-    let rows = plan.ids.len();
-    if rows == 0 {
-        return fault("there are no rows to prepare".into(), "look at the folder of the raw files");
-    }
-    if plan.labels.len() != rows || plan.columns.values().any(|c| c.len() != rows) {
-        return fault(
-            format!("labels or columns have another length than the {rows} ids"),
-            "give one per row",
-        );
-    }
-    let mut ids: Vec<&str> = plan.ids.iter().map(String::as_str).collect();
-    ids.sort_unstable();
-    if let Some((id, _)) = ids.iter().zip(ids.iter().skip(1)).find(|(a, b)| a == b) {
-        return fault(format!("the id `{id}` appears twice"), "give every row an id of its own");
-    }
-    for m in &plan.modalities {
-        if m.dims.is_empty() || m.dims.iter().skip(usize::from(m.ragged)).any(|&d| d == 0) {
-            return fault(format!("modality `{}` has rows of {:?}", m.name, m.dims), "no size may be 0");
-        }
-        if m.frames && (m.dims.len() != 4 || m.ragged || m.element != Element::U8) {
-            let rule = format!("modality `{}` has frames of {:?}", m.name, m.dims);
-            return fault(
-                rule,
-                "frames are (frames, height, width, channels) of bytes, as many in every row",
-            );
-        }
-    }
-    if plan.modalities.is_empty() {
-        return fault("there are no modalities".into(), "name at least one");
-    }
-    Ok(())
-}
-
-/// What a pack of this plan is told by: preset, rows, labels, everything but the values.
-pub(super) fn fingerprint(plan: &Plan) -> String {
-    let mut hasher = Sha256::new();
-    let mut put = |text: &str| {
-        hasher.update((text.len() as u64).to_le_bytes());
-        hasher.update(text.as_bytes());
-    };
-    put(&plan.name);
-    put(&plan.preset.to_string());
-    put(&format!("{:?}", plan.modalities));
-    put(&format!("{:?}", plan.classes));
-    put(&format!("{:?}{:?}", plan.columns, plan.indices));
-    put(&format!("{:?}{}", plan.labels, plan.rows_per_shard));
-    plan.ids.iter().for_each(|id| put(id));
-    hex(&hasher.finalize())
-}
-
-pub(super) fn stamped(plan: &Plan, fingerprint: &str) -> serde_json::Value {
-    serde_json::json!({ "settings": plan.preset, "plan": fingerprint })
 }
 
 /// A shard that an earlier call completed, and that is still what it was.

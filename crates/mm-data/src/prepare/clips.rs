@@ -6,7 +6,8 @@
 //!
 //! In any folder down to a depth of four: `.wav` (and other sound) is the sound, `.mp4`, `.mkv`, `.webm`, `.avi` and `.flv` are
 //! videos, a folder with such a name that holds pictures is a clip's frames, one per second, in the order of their names.
-//! Zeros before a number say nothing: `_000013` is `_13`.
+//! Zeros before a number say nothing: `_000013` is `_13`. A file called by its video alone is the clip of it, where the
+//! lists have one clip of that video only; which of several it is, its name does not say.
 //!
 //! Videos on YouTube go away, so nobody has all clips of a list: lines whose clip is not in the folder are counted and
 //! left out. A row's sound is read from its sound file, else by ffmpeg from the video; its frames from pictures, else from
@@ -49,6 +50,15 @@ pub(super) struct Files {
     frames: Vec<PathBuf>,
     /// Whether the frames are those of the wanted part alone (folders `…-SE`, as MLB calls them).
     cut: bool,
+}
+
+impl Files {
+    /// What these files lack, of others.
+    fn or(self, other: Self) -> Self {
+        let (frames, cut) =
+            if self.frames.is_empty() { (other.frames, other.cut) } else { (self.frames, self.cut) };
+        Self { sound: self.sound.or(other.sound), video: self.video.or(other.video), frames, cut }
+    }
 }
 
 /// All clips below a folder.
@@ -119,7 +129,11 @@ pub(super) fn listing(
     let mut rows: Vec<ListedRow> = Vec::new();
     let mut indices: BTreeMap<String, Vec<usize>> = BTreeMap::new();
     let (mut absent, mut known, all) = (0, BTreeMap::new(), lines.len());
-    let mut again: BTreeSet<String> = BTreeSet::new();
+    let (mut again, mut open) = (BTreeSet::<String>::new(), BTreeSet::<String>::new());
+    let mut of_video: BTreeMap<String, BTreeSet<Option<u64>>> = BTreeMap::new();
+    for Line { key: (id, start), .. } in &lines {
+        of_video.entry(id.clone()).or_default().insert(*start);
+    }
     for line in lines {
         if let Some(part) = known.insert(line.id.clone(), line.part) {
             if part != line.part {
@@ -131,7 +145,18 @@ pub(super) fn listing(
             continue;
         }
         // Some name a file by the video alone.
-        let files = clips.remove(&line.key).or_else(|| clips.remove(&(line.key.0.clone(), None)));
+        let bare = (line.key.0.clone(), None);
+        let named = clips.remove(&line.key);
+        let bare = if of_video.get(&bare.0).is_some_and(|clips| clips.len() == 1) {
+            clips.remove(&bare)
+        } else {
+            open.extend(clips.contains_key(&bare).then_some(bare.0));
+            None
+        };
+        let files = match (named, bare) {
+            (Some(named), Some(bare)) => Some(named.or(bare)),
+            (named, bare) => named.or(bare),
+        };
         let Some(files) = files else {
             absent += 1;
             continue;
@@ -144,6 +169,13 @@ pub(super) fn listing(
         warnings.push(format!(
             "{} clips are listed more than once, such as {first}: the first line counts",
             again.len()
+        ));
+    }
+    if let Some(first) = open.first() {
+        warnings.push(format!(
+            "{} files are called by a video of which the lists have several clips, such as {first}: left out, since \
+             their names do not say which; call them <id>_<start>",
+            open.len()
         ));
     }
     if rows.is_empty() {

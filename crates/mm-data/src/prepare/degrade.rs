@@ -6,8 +6,8 @@
 //! ```
 //!
 //! λ_i and V are eigenvalues, largest first, and eigenvectors of the covariance of the training rows' pixels; other parts
-//! have no say. `y` is rounded to whole levels from 0 to 255. The noise of a clip depends on its name and the number of its
-//! samples alone, so a preparation that is done again gives the same bytes.
+//! have no say. `y` is rounded to whole levels from 0 to 255. The noise of a clip depends on its name, that of the modality
+//! and the number of its samples alone, so a preparation that is done again gives the same bytes.
 //!
 //! | setting | of | default | range | meaning |
 //! |---|---|---|---|---|
@@ -126,15 +126,15 @@ impl Projection {
     }
 }
 
-/// Adds white noise to the samples of the clip that is called `id`.
-pub(super) fn add_noise(id: &str, samples: &mut [f32], decibels: f64) {
+/// Adds white noise to the samples of a modality of the clip that is called `id`.
+pub(super) fn add_noise(id: &str, modality: &str, samples: &mut [f32], decibels: f64) {
     let power = samples.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>() / samples.len().max(1) as f64;
     let deviation = (power * 10f64.powf(-decibels / 10.0)).sqrt();
     // FNV-1a of the name, so that the order of the clips does not matter.
     let key = id.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
     });
-    let mut draws = StepRng::new(key).stream("noise").draws();
+    let mut draws = StepRng::new(key).stream("noise").stream(modality).draws();
     for x in samples {
         *x = (f64::from(*x) + deviation * draws.normal()) as f32;
     }
@@ -178,12 +178,15 @@ mod tests {
     fn noise_has_its_power_and_depends_on_the_name_alone() {
         let tone: Vec<f32> = (0..40_000).map(|t| (t as f32 * 0.1).sin()).collect();
         for decibels in [0.0, 10.0, -6.0] {
-            let (mut a, mut b, mut c) = (tone.clone(), tone.clone(), tone.clone());
-            add_noise("a", &mut a, decibels);
-            add_noise("a", &mut b, decibels);
-            add_noise("c", &mut c, decibels);
-            assert_eq!(a, b);
-            assert_ne!(a, c);
+            let noisy = |id, modality| {
+                let mut samples = tone.clone();
+                add_noise(id, modality, &mut samples, decibels);
+                samples
+            };
+            let a = noisy("a", "left");
+            assert_eq!(a, noisy("a", "left"));
+            assert_ne!(a, noisy("c", "left"));
+            assert_ne!(a, noisy("a", "right"), "two microphones hear two noises");
             let power = |x: &[f64]| x.iter().map(|v| v * v).sum::<f64>() / x.len() as f64;
             let noise: Vec<f64> = a.iter().zip(&tone).map(|(a, t)| f64::from(a - t)).collect();
             let tone: Vec<f64> = tone.iter().map(|&t| f64::from(t)).collect();
@@ -191,7 +194,7 @@ mod tests {
             assert!((measured - decibels).abs() < 0.1, "{measured} is not {decibels}");
         }
         let mut silence = vec![0.0; 100];
-        add_noise("a", &mut silence, 0.0);
+        add_noise("a", "left", &mut silence, 0.0);
         assert_eq!(silence, vec![0.0; 100]);
     }
 

@@ -136,6 +136,12 @@ impl Sheet {
         let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).from_path(path).map_err(bad)?;
         let head = reader.headers().map_err(bad)?.iter().map(|h| h.trim_start_matches('\u{feff}').to_owned());
         let head: Vec<String> = head.collect();
+        if let Some(twice) =
+            head.iter().enumerate().find_map(|(at, name)| head[..at].contains(name).then_some(name))
+        {
+            let rule = format!("the column `{}` stands twice in its head", twice.escape_debug());
+            return Err(DataError::invalid(&file, rule, "give every column a name of its own"));
+        }
         let lines: Vec<csv::StringRecord> = reader.records().collect::<Result<_, _>>().map_err(bad)?;
         if lines.is_empty() {
             return Err(DataError::invalid(&file, "the data set is empty", "give it at least one line"));

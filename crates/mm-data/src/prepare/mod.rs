@@ -42,7 +42,7 @@ pub use raw::{Raw, Span};
 pub use treatment::Treatment;
 
 use crate::DataError;
-use crate::pack::{Mended, Plan, WriteProgress, Written, mend, write};
+use crate::pack::{Mended, Plan, WriteProgress, Written, is_complete, mend, write};
 use mm_core::ConfigError;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -230,7 +230,11 @@ pub fn prepare_listed(
     progress: &(dyn Fn(WriteProgress) + Sync),
     stop: &AtomicBool,
 ) -> Result<Written, DataError> {
-    let (listing, plan, ready) = planned(source, listing, recipe)?;
+    let (listing, plan, mut ready) = planned(source, listing, recipe)?;
+    if is_complete(out, &plan)? {
+        return Ok(Written::Done { made: 0 });
+    }
+    fit(&listing, &mut ready, stop)?;
     let read = |row: usize, m: usize| treat(&listing.rows[row].id, &listing.rows[row].raw[m], &ready[m]);
     write(out, &plan, &read, progress, stop)
 }
@@ -244,9 +248,16 @@ pub fn mend_listed(
     progress: &(dyn Fn(WriteProgress) + Sync),
     stop: &AtomicBool,
 ) -> Result<Mended, DataError> {
-    let (listing, plan, ready) = planned(source, listing, recipe)?;
+    let (listing, plan, mut ready) = planned(source, listing, recipe)?;
+    fit(&listing, &mut ready, stop)?;
     let read = |row: usize, m: usize| treat(&listing.rows[row].id, &listing.rows[row].raw[m], &ready[m]);
     mend(out, &plan, &read, progress, stop)
+}
+
+/// Finds out what some treatments take from the training part. Where it is told to stop it ends early, and no row may be
+/// made, which whoever makes rows sees to by the same word.
+fn fit(listing: &Listing, ready: &mut [Ready], stop: &AtomicBool) -> Result<(), DataError> {
+    ready.iter_mut().enumerate().try_for_each(|(m, ready)| ready.fit(listing, m, stop))
 }
 
 /// What is to be written, and what makes it.
@@ -276,11 +287,10 @@ fn planned(
                 break;
             }
         }
-        let Some((treatment, (modality, mut made))) = found else {
+        let Some((treatment, (modality, made))) = found else {
             let rule = format!("no row has the modality `{name}`");
             return Err(DataError::invalid(&listing.name, rule, "leave it out of `modalities`"));
         };
-        made.fit(&listing, name, m, &treatment)?;
         modalities.push(modality);
         ready.push(made);
         settings.insert(name.clone(), treatment);
@@ -312,7 +322,10 @@ fn planned(
 /// The listing with some modalities alone.
 fn choose(listing: Listing, wanted: &[String]) -> Result<Listing, DataError> {
     let mut places = Vec::new();
-    for name in wanted {
+    for (at, name) in wanted.iter().enumerate() {
+        if wanted[..at].contains(name) {
+            return Err(ConfigError::new("modalities", format!("{name:?}"), "is named twice").into());
+        }
         match listing.modalities.iter().position(|m| m == name) {
             Some(place) => places.push(place),
             None => return Err(ConfigError::unknown("modalities", name, &listing.modalities).into()),

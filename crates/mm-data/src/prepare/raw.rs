@@ -69,16 +69,25 @@ pub(super) fn is_sound(path: &Path) -> bool {
     path.extension().is_some_and(|e| known.iter().any(|known| e.eq_ignore_ascii_case(known)))
 }
 
+/// Noise that is added to a clip.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Noise<'a> {
+    pub(super) clip: &'a str,
+    pub(super) modality: &'a str,
+    /// Power of the clip over that of the noise.
+    pub(super) decibels: f64,
+}
+
 /// The frames of a sound, or nothing where a video has none.
 pub(super) fn sound(
     raw: &Raw,
     planned: &Planned,
     channel: Option<usize>,
-    noise: Option<(&str, f64)>,
+    noise: Option<Noise<'_>>,
 ) -> Result<Option<Frames>, DataError> {
     let analysed = |path: &Path, mut clip: Clip| {
-        if let Some((id, decibels)) = noise {
-            degrade::add_noise(id, &mut clip.samples, decibels);
+        if let Some(Noise { clip: id, modality, decibels }) = noise {
+            degrade::add_noise(id, modality, &mut clip.samples, decibels);
         }
         planned.apply_named(&path.display().to_string(), &clip).map(Some)
     };

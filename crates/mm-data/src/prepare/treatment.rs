@@ -9,7 +9,7 @@
 //! | `sequence` | `.npy` of (T, …) with any T | rows of different lengths, at most `most` |
 
 use super::degrade::{self, Projection};
-use super::raw::sound;
+use super::raw::{Noise, sound};
 use super::{Listing, Raw};
 use crate::audio::{FrontEnd, Planned};
 use crate::image::{Filter, Frame};
@@ -17,7 +17,13 @@ use crate::pack::{Element, PlannedModality, Row};
 use crate::video::VideoConfig;
 use crate::{DataError, npy};
 use mm_core::ConfigError;
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// The largest height and width of frames in a pack.
+const MAX_SIDE: usize = 8192;
 
 /// What becomes of the files of one modality.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -36,8 +42,8 @@ pub enum Treatment {
     },
     /// Images as bytes, in one size.
     Image {
-        /// Height and width; images of another size are resized as Pillow does it (bilinear). Default: that of the files, which must be
-        /// the same for all.
+        /// Height and width, each from 1 to 8192; images of another size are resized as Pillow does it (bilinear). Default:
+        /// that of the files, which must be the same for all.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         size: Option<[usize; 2]>,
         /// 1 for grey, 3 for colour.
@@ -48,7 +54,8 @@ pub enum Treatment {
     },
     /// The first frames of a clip as bytes, in one size.
     Frames {
-        /// Height and width; other sizes are resized as Pillow does it (bilinear). Default: that of the first clip.
+        /// Height and width, each from 1 to 8192; other sizes are resized as Pillow does it (bilinear). Default: that of the
+        /// first clip.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         size: Option<[usize; 2]>,
         /// How many frames, from 1 to 1000; a clip that has fewer repeats its last one. Default: 1.
@@ -104,11 +111,24 @@ impl Treatment {
 
 /// A treatment with everything computed that does not depend on the clip.
 pub(super) enum Ready {
-    Sound { planned: Planned, channel: Option<usize>, noise_db: Option<f64> },
-    Image { height: usize, width: usize, channels: usize, kept: Option<Projection> },
+    Sound { modality: String, planned: Planned, channel: Option<usize>, noise_db: Option<f64> },
+    Image(Picture),
     Frames { height: usize, width: usize, channels: usize, video: VideoConfig, count: usize },
     Vector,
     Sequence { inner: Vec<usize>, most: usize },
+}
+
+/// What becomes of images.
+pub(super) struct Picture {
+    modality: String,
+    height: usize,
+    width: usize,
+    channels: usize,
+    /// Whether an image of another size is resized, not refused.
+    resize: bool,
+    energy: Option<f64>,
+    /// What is kept of them, once that is known.
+    kept: Option<Projection>,
 }
 
 /// What the pack holds of a modality, found out with its first clip; nothing where that is a video without sound.
@@ -149,22 +169,30 @@ pub(super) fn plan(
                 }
                 (false, _) => vec![time, bins],
             };
-            (modality(dims, ragged, *element), Ready::Sound { planned, channel, noise_db: *noise_db })
+            let ready = Ready::Sound { modality: name.to_owned(), planned, channel, noise_db: *noise_db };
+            (modality(dims, ragged, *element), ready)
         }
         (Treatment::Image { size, channels, energy }, Raw::Image(path)) => {
             check_channels(name, *channels)?;
             energy.map_or(Ok(()), |energy| degrade::check_energy(name, energy))?;
             let [height, width] = if let Some(size) = size {
+                check_size(name, *size)?;
                 *size
             } else {
                 let frame = Frame::open(path)?;
                 [frame.height, frame.width]
             };
-            let modality = modality(vec![1, height, width, *channels], false, Element::U8);
-            (
-                PlannedModality { frames: true, ..modality },
-                Ready::Image { height, width, channels: *channels, kept: None },
-            )
+            let planned = modality(vec![1, height, width, *channels], false, Element::U8);
+            let picture = Picture {
+                modality: name.to_owned(),
+                height,
+                width,
+                channels: *channels,
+                resize: size.is_some(),
+                energy: *energy,
+                kept: None,
+            };
+            (PlannedModality { frames: true, ..planned }, Ready::Image(picture))
         }
         (
             Treatment::Frames { size, count, channels, step },
@@ -178,7 +206,10 @@ pub(super) fn plan(
             let mut video = VideoConfig { step: *step, count: Some(1), ..VideoConfig::default() };
             video.check().map_err(|e| e.within(&format!("inputs.{name}")))?;
             let [height, width] = match size {
-                Some(size) => *size,
+                Some(size) => {
+                    check_size(name, *size)?;
+                    *size
+                }
                 None => clip_frames(first, &video)?.first().map_or([0, 0], |f| [f.height, f.width]),
             };
             video.count = Some(*count);
@@ -221,32 +252,55 @@ pub(super) fn plan(
 }
 
 impl Ready {
-    /// Finds out what images keep, by those of the training part, where the treatment of a modality asks for that.
-    pub(super) fn fit(
-        &mut self,
-        listing: &Listing,
-        name: &str,
-        m: usize,
-        treatment: &Treatment,
-    ) -> Result<(), DataError> {
-        let (Treatment::Image { energy: Some(energy), .. }, Self::Image { height, width, channels, kept }) =
-            (treatment, self)
-        else {
-            return Ok(());
-        };
+    /// Finds out what images keep, by those of the training part, where the treatment of modality `m` asks for that.
+    pub(super) fn fit(&mut self, listing: &Listing, m: usize, stop: &AtomicBool) -> Result<(), DataError> {
+        /// Images that are decoded at once.
+        const BLOCK: usize = 256;
+        let Self::Image(picture) = self else { return Ok(()) };
+        let Some(energy) = picture.energy else { return Ok(()) };
+        let name = &picture.modality;
         let Some(train) = listing.indices.get("train_index") else {
             let rule = "needs a data set with a training part of its own: other rows must have no say in it";
             return Err(ConfigError::new(format!("inputs.{name}.energy"), energy, rule).into());
         };
-        let images = train.iter().filter_map(|&row| match &listing.rows.get(row)?.raw[m] {
-            Raw::Image(path) => {
-                Some(Frame::open(path).and_then(|frame| fitted(frame, *height, *width, *channels)))
-            }
+        let decoded = |&row: &usize| match &listing.rows.get(row)?.raw[m] {
+            Raw::Image(path) => Some(picture.open(path)),
             _ => None,
-        });
-        *kept = Some(Projection::fit(name, *height * *width * *channels, *energy, images)?);
+        };
+        let blocks = train.chunks(BLOCK).take_while(|_| !stop.load(Ordering::Relaxed));
+        let images = blocks.flat_map(|rows| rows.par_iter().filter_map(decoded).collect::<Vec<_>>());
+        let size = picture.height * picture.width * picture.channels;
+        let kept = Projection::fit(name, size, energy, images);
+        if !stop.load(Ordering::Relaxed) {
+            picture.kept = Some(kept?);
+        }
         Ok(())
     }
+}
+
+impl Picture {
+    /// The pixels of an image in the size of all.
+    fn open(&self, path: &Path) -> Result<Vec<u8>, DataError> {
+        let frame = Frame::open(path)?;
+        if !self.resize && (frame.height, frame.width) != (self.height, self.width) {
+            let rule = format!(
+                "has {} x {} pixels, the first image of `{}` {} x {}",
+                frame.height, frame.width, self.modality, self.height, self.width
+            );
+            let remedy =
+                format!("give `size = [height, width]` in inputs.{}: then all are resized", self.modality);
+            return Err(DataError::invalid(&path.display().to_string(), rule, remedy));
+        }
+        fitted(frame, self.height, self.width, self.channels)
+    }
+}
+
+fn check_size(name: &str, size: [usize; 2]) -> Result<(), ConfigError> {
+    if size.iter().all(|side| (1..=MAX_SIDE).contains(side)) {
+        return Ok(());
+    }
+    let rule = format!("must be height and width, integers in [1, {MAX_SIDE}]");
+    Err(ConfigError::new(format!("inputs.{name}.size"), format!("{size:?}"), rule))
 }
 
 fn check_channels(name: &str, channels: usize) -> Result<(), ConfigError> {
@@ -288,15 +342,16 @@ fn fitted(frame: Frame, height: usize, width: usize, channels: usize) -> Result<
 pub(super) fn treat(id: &str, raw: &Raw, ready: &Ready) -> Result<Option<Row>, DataError> {
     Ok(Some(match (raw, ready) {
         (Raw::Missing, _) => return Ok(None),
-        (Raw::Sound(_) | Raw::Track(..), Ready::Sound { planned, channel, noise_db }) => {
-            match sound(raw, planned, *channel, noise_db.map(|decibels| (id, decibels)))? {
+        (Raw::Sound(_) | Raw::Track(..), Ready::Sound { modality, planned, channel, noise_db }) => {
+            let noise = noise_db.map(|decibels| Noise { clip: id, modality, decibels });
+            match sound(raw, planned, *channel, noise)? {
                 Some(frames) => Row::Floats(frames.values),
                 None => return Ok(None),
             }
         }
-        (Raw::Image(path), Ready::Image { height, width, channels, kept }) => {
-            let pixels = fitted(Frame::open(path)?, *height, *width, *channels)?;
-            Row::Bytes(match kept {
+        (Raw::Image(path), Ready::Image(picture)) => {
+            let pixels = picture.open(path)?;
+            Row::Bytes(match &picture.kept {
                 Some(kept) => kept.apply(&pixels),
                 None => pixels,
             })

@@ -4,7 +4,7 @@ use crate::layouts::Folder;
 use crate::support::says;
 use mm_data::audio::Clip;
 use mm_data::image::Frame;
-use mm_data::pack::{Pack, PackedConfig};
+use mm_data::pack::{Pack, PackedConfig, Written};
 use mm_data::prepare::{Recipe, Source, Treatment, prepare};
 use mm_data::{DataError, Input};
 use std::fmt::Write as _;
@@ -72,6 +72,31 @@ fn noise_changes_the_sound_and_is_the_same_each_time() {
     };
     assert_eq!(shard(Some(0.0)), shard(Some(0.0)));
     assert_ne!(shard(Some(0.0)), shard(None));
+}
+
+#[test]
+fn a_complete_pack_is_noticed_before_images_are_read() {
+    let folder = digits([0, 255]);
+    packed(&folder, 0.9, None).unwrap();
+    // Were they read again to find out what they keep, this would be an error.
+    for row in 0..6 {
+        std::fs::remove_file(folder.path().join(format!("{row}.png"))).unwrap();
+    }
+    // The first one tells the size.
+    folder.file("0.png", Frame::new(1, 2, 1, vec![1, 2]).unwrap().to_png().unwrap());
+    packed(&folder, 0.9, None).unwrap();
+}
+
+#[test]
+fn who_stops_it_does_not_wait_for_the_images() {
+    let folder = digits([0, 255]);
+    std::fs::write(folder.path().join("5.png"), "no picture").unwrap();
+    let mut recipe = Recipe::default();
+    let image = Treatment::Image { size: None, channels: 1, energy: Some(0.9) };
+    recipe.inputs.insert("image".into(), image);
+    let out = folder.path().join("pack");
+    let stopped = prepare(Source::AvMnist, folder.path(), &recipe, &out, &|_| {}, &AtomicBool::new(true));
+    assert_eq!(stopped.unwrap(), Written::Stopped { done: 0 });
 }
 
 #[test]

@@ -79,7 +79,9 @@ fn manifests() {
     for name in ["good", "mark-and-crlf", "numbers", "quotes"] {
         assert!(listed.contains(&name.to_owned()), "{name}: {listed:?}");
     }
-    for name in ["parent", "absolute", "here", "same-id", "no-label", "negative-label", "unknown-part"] {
+    for name in
+        ["parent", "absolute", "here", "same-id", "no-label", "negative-label", "unknown-part", "same-column"]
+    {
         assert!(!listed.contains(&name.to_owned()), "{name}");
     }
     assert_eq!(loaded, ["features"]);

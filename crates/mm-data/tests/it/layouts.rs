@@ -343,3 +343,24 @@ fn vggsound_is_read_by_its_csv() {
         says(&Source::VggSound.list(folder.path()).unwrap_err(), &["vggsound.csv, line 2", rule]);
     }
 }
+
+#[test]
+fn a_file_called_by_its_video_alone_is_the_only_clip_of_it() {
+    let folder = Folder::new();
+    let text = "aaaaaaaaaaa,1,x,train\nbbbbbbbbbbb,2,x,train\nbbbbbbbbbbb,9,y,test\nccccccccccc,3,y,test\n";
+    folder.file("vggsound.csv", text);
+    let video = folder.file("aaaaaaaaaaa.mp4", "");
+    // Sound under one name, the video under the other: both are the clip's.
+    folder.seconds("audio/aaaaaaaaaaa_1.wav", 1);
+    folder.file("bbbbbbbbbbb.mp4", "");
+    folder.file("ccccccccccc_3.mp4", "");
+    let listing = Source::VggSound.list(folder.path()).unwrap();
+    let ids: Vec<&str> = listing.rows.iter().map(|row| row.id.as_str()).collect();
+    assert_eq!(ids, ["aaaaaaaaaaa_1", "ccccccccccc_3"], "which part of bbbbbbbbbbb it is, nobody knows");
+    assert_eq!(
+        row(&listing, "aaaaaaaaaaa_1").1,
+        [Raw::Sound(folder.path().join("audio/aaaaaaaaaaa_1.wav")), Raw::Video(video)]
+    );
+    let warning = "1 files are called by a video of which the lists have several clips, such as bbbbbbbbbbb";
+    assert!(listing.warnings.iter().any(|w| w.starts_with(warning)), "{:?}", listing.warnings);
+}

@@ -1,5 +1,6 @@
 //! Packs: what is written is read, lies are found, a killed call goes on.
 
+use crate::support::says;
 use candle_core::{DType, Device};
 use mm_core::{RowShape, StepRng};
 use mm_data::pack::{
@@ -308,4 +309,56 @@ fn settings_out_of_range_are_refused() {
     assert!(refused(zero).starts_with("data.inputs.audio.length = 0: must be at least 1"));
     let tile = PackedInputConfig { pad: Pad::Tile, ..PackedInputConfig::default() };
     assert!(refused(tile).starts_with("data.inputs.audio.pad = \"tile\": goes with `length`"));
+}
+
+/// The plan changed, and the error that it is refused with.
+#[track_caller]
+fn refused(change: impl FnOnce(&mut Plan), pieces: &[&str]) {
+    let dir = tempfile::tempdir().unwrap();
+    let mut plan = plan();
+    change(&mut plan);
+    let error = write(dir.path(), &plan, &values, &|_| {}, &AtomicBool::new(false)).unwrap_err();
+    says(&error, pieces);
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "nothing is begun");
+}
+
+#[test]
+fn names_and_sizes_that_no_pack_can_have_are_refused_before_anything_is_written() {
+    refused(|p| p.modalities[1].name = "audio".into(), &["the modality `audio` is named twice"]);
+    refused(|p| p.modalities[1].name.clear(), &["the modality `` is named twice, or has no name"]);
+    for name in ["y", "x_audio", "present_audio", "length_audio", "length_", "__metadata__", ""] {
+        let column = |p: &mut Plan| drop(p.columns.insert(name.to_owned(), vec![0; ROWS]));
+        refused(column, &["the column `", name, "has a reserved name"]);
+    }
+    let column = |p: &mut Plan| drop(p.columns.insert("row_index".to_owned(), vec![0; ROWS]));
+    refused(column, &["the column `row_index` is called like a list of rows"]);
+    refused(|p| drop(p.indices.insert("rest".into(), vec![1])), &["`rest` does not end in `_index`"]);
+    refused(|p| drop(p.indices.insert("x_index".into(), vec![1])), &["`x_index` has a reserved name"]);
+    let beyond = |p: &mut Plan| drop(p.indices.insert("rest_index".into(), vec![ROWS]));
+    refused(beyond, &["`rest_index` names row 10, the last is 9"]);
+    for dims in [vec![1 << 40, 1 << 40], vec![(1 << 29) + 1], vec![usize::MAX, 2]] {
+        let m = 1;
+        refused(
+            |p| (p.modalities[m].dims, p.modalities[m].element) = (dims, Element::F32),
+            &["modality `seen`", "bytes"],
+        );
+    }
+}
+
+#[test]
+fn a_length_that_memory_cannot_hold_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    make(dir.path());
+    let with = |length| {
+        let mut config = config(dir.path());
+        let audio = PackedInputConfig { length: Some(length), ..PackedInputConfig::default() };
+        config.inputs.insert("audio".into(), audio);
+        DataConfig::Packed(config).prepare(0)
+    };
+    says(&with(usize::MAX).unwrap_err(), &["data.inputs.audio.length", "must be at most 268435456"]);
+    // A row may have that length; a batch of many does not fit and says so.
+    let prepared = with(1 << 28).unwrap();
+    let loader = Loader::new(&prepared.dataset, vec![0; 1 << 20], 1 << 20).unwrap();
+    let error = loader.batch(&vec![0; 1 << 20], DType::F32, &Device::Cpu).unwrap_err();
+    says(&error, &["modality `audio`", "memory has no place", "train.batch_size"]);
 }

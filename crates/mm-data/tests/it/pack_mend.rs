@@ -200,3 +200,28 @@ fn two_calls_do_not_write_one_pack_at_once() {
     write(dir.path(), &plan(), &inner, &|_| {}, &AtomicBool::new(false)).unwrap();
     assert_eq!(files(dir.path()).len(), 5, "the lock is gone");
 }
+
+#[test]
+fn an_index_of_other_rows_is_not_mended_by_them() {
+    let (dir, _) = made();
+    let path = dir.path().join("index.json");
+    let text = std::fs::read_to_string(&path).unwrap();
+    // One row more than the plan has, and the stamp of the plan.
+    let longer = text
+        .replace("\"rows\": 10", "\"rows\": 11")
+        .replace("\"clip9\"", "\"clip9\",\"clip10\"")
+        .replacen("\"rows\": 2,", "\"rows\": 3,", 1);
+    assert_ne!(longer, text);
+    std::fs::write(&path, longer).unwrap();
+    flip(&dir.path().join("shard-00002.safetensors"), 1);
+    let (result, asked) = mended(dir.path(), 0.0);
+    says(&result.unwrap_err(), &["holds a pack of other rows or another preset"]);
+    assert!(asked.is_empty());
+}
+
+#[test]
+fn what_is_not_finished_is_not_mended() {
+    let dir = tempfile::tempdir().unwrap();
+    let (result, _) = mended(dir.path(), 0.0);
+    says(&result.unwrap_err(), &["there is no index.json", "not finished", "without `--mend`"]);
+}

@@ -5,11 +5,11 @@ use crate::layouts::Folder;
 use crate::support::says;
 use ::image::ExtendedColorType;
 use ::image::codecs::jpeg::JpegEncoder;
+use mm_data::DataError;
 use mm_data::audio::Clip;
 use mm_data::image::Frame;
-use mm_data::pack::Written;
-use mm_data::prepare::{Raw, Recipe, Source, check, prepare};
-use mm_data::{DataError, Input};
+use mm_data::pack::{Pack, Written};
+use mm_data::prepare::{Raw, Recipe, Source, Treatment, check, prepare};
 use std::sync::atomic::AtomicBool;
 
 /// Two good rows and one more, whose sound or picture are these bytes.
@@ -114,12 +114,34 @@ fn pictures_that_are_not_right_are_named() {
     let folder = with("jpg", "png.jpg", &png);
     assert_eq!(check(Source::Manifest, folder.path(), None).unwrap().faults, [""; 0]);
     prepared(Source::Manifest, &folder).unwrap();
-    // Of another size than the first one: said, where the recipe gives none.
+}
+
+#[test]
+fn a_modality_is_chosen_once() {
+    let folder = with("wav", "d.wav", b"");
+    let recipe = Recipe { modalities: Some(vec!["jpg".into(), "jpg".into()]), ..Recipe::default() };
+    let out = folder.path().join("pack");
+    let error = prepare(Source::Manifest, folder.path(), &recipe, &out, &|_| {}, &AtomicBool::new(false));
+    says(&error.unwrap_err(), &["modalities", "\"jpg\"", "is named twice"]);
+}
+
+#[test]
+fn pictures_of_another_size_need_a_size_for_all() {
     let folder = with("jpg", "wide.jpg", &jpeg(16, 6));
-    prepared(Source::Manifest, &folder).unwrap();
-    let pack = mm_data::pack::Pack::open(&folder.path().join("pack")).unwrap();
-    let data = pack.dataset(&mm_data::PackedConfig::new("unused")).unwrap();
-    assert!(data.inputs.values().iter().any(|input| matches!(input, Input::Packed(p) if p.rows() == 3)));
+    let rule = "has 6 x 16 pixels, the first image of `jpg` 6 x 8";
+    says(&prepared(Source::Manifest, &folder).unwrap_err(), &["wide.jpg", rule, "inputs.jpg"]);
+    let with_size = |size| {
+        let image = Treatment::Image { size: Some(size), channels: 3, energy: None };
+        let recipe = Recipe { inputs: [("jpg".to_owned(), image)].into(), ..Recipe::default() };
+        let out = folder.path().join("pack");
+        prepare(Source::Manifest, folder.path(), &recipe, &out, &|_| {}, &AtomicBool::new(false))
+    };
+    for size in [[0, 8], [6, 8193], [usize::MAX, usize::MAX]] {
+        says(&with_size(size).unwrap_err(), &["inputs.jpg.size", "integers in [1, 8192]"]);
+    }
+    assert_eq!(with_size([6, 8]).unwrap(), Written::Done { made: 3 });
+    let pack = Pack::open(&folder.path().join("pack")).unwrap();
+    assert_eq!(pack.index.modalities[1].dims, [1, 6, 8, 3]);
 }
 
 #[test]
@@ -195,6 +217,8 @@ fn rows_have_names_of_their_own_and_labels_that_are_known() {
         "id,label,wav\nr0,x,a.wav\nr1,x,a.wav\nr0,y,b.wav\n",
         &["line 4, column `id`", "`r0` stands in line 2 too"],
     );
+    refused("id,label,wav,wav\nr0,x,a.wav,b.wav\n", &["the column `wav` stands twice in its head"]);
+    refused("id,label,wav,id\nr0,x,a.wav,b\n", &["the column `id` stands twice in its head"]);
     refused("id,label,wav\nr0,x,a.wav\n,y,b.wav\n", &["line 3, column `id`", "is empty"]);
     refused("id,label,wav\nr0,x,a.wav\nr1,,b.wav\n", &["line 3, column `label`", "is empty"]);
     refused("id,label,wav\nr0,0,a.wav\nr1,-1,b.wav\n", &["line 3, column `label`", "is no class from 0"]);
