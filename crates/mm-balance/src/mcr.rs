@@ -253,6 +253,7 @@ pub fn contrast(embeddings: &Tensor, labels: &[u32], temperature: f64) -> Result
         let all: f64 = (0..count).filter(other).map(|n| (row[n] - largest).exp()).sum();
         negatives += (0..count).filter(other).count();
         let outside = largest + all.ln(); // -∞ where there is no negative: then the loss is 0
+        let mut slopes = 0.0;
         for p in (0..count).filter(|p| *p != a && labels[*p] == *label) {
             positives += 1;
             let excess = outside - row[p];
@@ -263,8 +264,12 @@ pub fn contrast(embeddings: &Tensor, labels: &[u32], temperature: f64) -> Result
             loss += excess.max(0.0) + (-excess.abs()).exp().ln_1p();
             let slope = 1.0 / (1.0 + (-excess).exp());
             gradient[a * count + p] -= slope;
+            slopes += slope;
+        }
+        // Every positive pulls at every negative by the same share.
+        if slopes > 0.0 {
             for n in (0..count).filter(other) {
-                gradient[a * count + n] += slope * (row[n] - outside).exp();
+                gradient[a * count + n] += slopes * (row[n] - outside).exp();
             }
         }
     }

@@ -15,12 +15,13 @@
 //!
 //! | setting | default | range |
 //! |---|---|---|
-//! | `ratio` | 4 | > 0; how much the squeeze narrows |
+//! | `ratio` | 4 | >= 0.125; how much the squeeze narrows |
 //!
 //! Parameters: `fusion.squeeze.<modality>.weight`, `fusion.squeeze.bias`, `fusion.excite.<modality>.{weight,bias}`,
 //! `fusion.out.<modality>.{weight,bias}`. Buffers: `fusion.gate.<modality>.{mean,batches}`, the mean of the gates over
 //! the training batches that have the modality and how many those were, and `fusion.gate.<modality>.held`, 0 or 1. In
-//! evaluation no gate is held and no mean moves.
+//! evaluation no gate is held and no mean moves. A method may fuse a batch several times in one step, with modalities
+//! missing or permuted: the first pass alone moves the mean (passes of one step have the same randomness).
 //!
 //! Unimodal predictions: by masking - the logits when every other modality is missing. The terms of z are no shares of
 //! single modalities, since a gate depends on all of them.
@@ -40,9 +41,10 @@ use crate::FusionInfo;
 use crate::layers::{Linear, at_least_two};
 use candle_core::{Result, Tensor, Var};
 use mm_core::model::{pooled, sum, to_host};
-use mm_core::{ConfigError, Features, Fusion, Init, Modal, Modalities, Mode, Presence, Scope};
+use mm_core::{ConfigError, Features, Fusion, Init, Modal, Modalities, Mode, Presence, Scope, StepRng};
 use mm_kernels::{linear::linear, relu, sigmoid};
 use serde::{Deserialize, Serialize};
+use std::sync::Mutex;
 
 /// What there is to know about this fusion.
 pub const INFO: FusionInfo = FusionInfo {
@@ -75,7 +77,8 @@ impl MmtmConfig {
     /// Checks every setting and the number of modalities.
     pub fn check(&self, modalities: &Modalities) -> std::result::Result<(), ConfigError> {
         at_least_two(INFO.name, modalities)?;
-        ConfigError::check_range("ratio", self.ratio, f64::MIN_POSITIVE, f64::MAX)
+        // Below, the squeeze is wider than 16 ΣD: a slip, and with small numbers no memory would hold it.
+        ConfigError::check_range("ratio", self.ratio, 0.125, f64::MAX)
     }
 
     /// Makes the fusion's parameters in `scope`.
@@ -89,7 +92,7 @@ impl MmtmConfig {
         self.check(modalities).map_err(candle_core::Error::wrap)?;
         let total: usize = dims.values().iter().sum();
         let narrow = (2.0 * total as f64 / self.ratio) as usize; // rounds down, as published
-        let width = narrow.clamp(1, 16 * total.max(1));
+        let width = narrow.max(1);
         let mut squeeze = scope.child("squeeze");
         let blocks = dims.try_map(|m, &dim| {
             squeeze.child(modalities.name(m)).param("weight", (width, dim), Init::linear(total))
@@ -108,7 +111,7 @@ impl MmtmConfig {
                 held: gate.buffer("held", 1, Init::Const(0.0))?,
             })
         })?;
-        Ok(Mmtm { squeeze: blocks, bias, branches })
+        Ok(Mmtm { squeeze: blocks, bias, branches, last: Mutex::new(None) })
     }
 }
 
@@ -118,6 +121,8 @@ pub struct Mmtm {
     squeeze: Modal<Tensor>,
     bias: Tensor,
     branches: Modal<Branch>,
+    /// The randomness of the last pass in training.
+    last: Mutex<Option<StepRng>>,
 }
 
 #[derive(Debug)]
@@ -130,10 +135,10 @@ struct Branch {
 }
 
 impl Branch {
-    /// The gate that training uses; moves the mean.
-    fn train(&self, gate: Tensor, present: Option<&Presence>) -> Result<Tensor> {
+    /// The gate that training uses; the first pass of a step moves the mean.
+    fn train(&self, gate: Tensor, present: Option<&Presence>, first: bool) -> Result<Tensor> {
         let rows = present.map_or(gate.dim(0)?, Presence::count);
-        if rows > 0 {
+        if first && rows > 0 {
             let detached = gate.detach();
             let here = present.map_or(Ok(detached.clone()), |p| p.apply(&detached))?;
             let now = (here.sum(0)? / rows as f64)?;
@@ -150,8 +155,21 @@ impl Branch {
     }
 }
 
+impl Mmtm {
+    /// Whether no pass had this randomness before.
+    fn is_first(&self, rng: StepRng) -> bool {
+        // A thread that panicked while it held the lock has left a whole value.
+        let mut last = self.last.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        last.replace(rng) != Some(rng)
+    }
+}
+
 impl Fusion for Mmtm {
     fn fuse(&self, z: &Features, present: &Modal<Option<Presence>>, mode: Mode) -> Result<Tensor> {
+        let first = match mode {
+            Mode::Train(rng) => self.is_first(rng),
+            Mode::Eval => false,
+        };
         let h = z.try_map(|_, h| pooled(h))?;
         let parts = h.try_map(|m, h| linear(h, &self.squeeze[m], (m.index() == 0).then_some(&self.bias)))?;
         let squeezed = relu(&sum(parts.values())?)?;
@@ -159,7 +177,7 @@ impl Fusion for Mmtm {
             let branch = &self.branches[m];
             let mut gate = sigmoid(&branch.excite.forward(&squeezed)?)?;
             if mode.is_train() {
-                gate = branch.train(gate, present[m].as_ref())?;
+                gate = branch.train(gate, present[m].as_ref(), first)?;
             }
             branch.out.forward(&(gate * h)?)
         })?;
@@ -171,7 +189,7 @@ impl Fusion for Mmtm {
 mod tests {
     use super::*;
     use crate::testing::{features, fixture, missing};
-    use mm_core::{ParamStore, StepRng};
+    use mm_core::ParamStore;
     use mm_testkit::assert_close;
 
     const DIMS: [usize; 2] = [3, 5];
@@ -226,12 +244,12 @@ mod tests {
     #[test]
     fn a_held_gate_is_the_mean_of_those_before_it() {
         let (fusion, store) = made();
-        let train = Mode::Train(StepRng::new(0));
+        let train = |step| Mode::Train(StepRng::new(0).step(step));
         let batches = [features(&DIMS, 6), features(&DIMS, 4).map(|_, h| h.affine(-0.5, 0.2).unwrap())];
         let everywhere = batches[0].map(|_, _| None);
         let seen = batches.each_ref().map(|z| gates(&store, z));
-        for z in &batches {
-            let live = fusion.fuse(z, &everywhere, train).unwrap();
+        for (step, z) in (0..).zip(&batches) {
+            let live = fusion.fuse(z, &everywhere, train(step)).unwrap();
             assert_close(&live, &fusion.fuse(z, &everywhere, Mode::Eval).unwrap(), 0.0);
         }
         let average = |m: usize| {
@@ -240,6 +258,10 @@ mod tests {
         };
         assert_close(&value(&store, "gate.a.mean"), &average(0), 1e-14);
         assert_close(&value(&store, "gate.b.mean"), &average(1), 1e-14);
+        // Another pass of the same step, without a modality, says nothing about the gates of training.
+        fusion.fuse(&batches[0], &missing(&batches[0], 1), train(1)).unwrap();
+        assert_close(&value(&store, "gate.a.mean"), &average(0), 1e-14);
+        assert_eq!(to_host(&value(&store, "gate.a.batches")).unwrap(), [2.0]);
 
         // Held, the batch at hand counts too; the other gate stays what it is, and so does evaluation.
         let held = store.buffers().iter().find(|b| b.name() == "fusion.gate.a.held").unwrap();
@@ -248,7 +270,7 @@ mod tests {
         let fixed = ((average(0) * 2.0).unwrap() + seen[0][0].mean(0).unwrap()).unwrap();
         let fixed = (fixed / 3.0).unwrap().broadcast_as(seen[0][0].shape()).unwrap();
         let expected = mean(&store, z, &[fixed, seen[0][1].clone()]);
-        assert_close(&fusion.fuse(z, &everywhere, train).unwrap(), &expected, 1e-13);
+        assert_close(&fusion.fuse(z, &everywhere, train(2)).unwrap(), &expected, 1e-13);
         let live = mean(&store, z, &seen[0]);
         assert_close(&fusion.fuse(z, &everywhere, Mode::Eval).unwrap(), &live, 1e-12);
     }
@@ -265,8 +287,18 @@ mod tests {
         let gate = &gates(&store, &z)[0];
         let two = (gate.narrow(0, 0, 1).unwrap() + gate.narrow(0, 3, 1).unwrap()).unwrap();
         assert_close(&value(&store, "gate.a.mean"), &(two / 2.0).unwrap().squeeze(0).unwrap(), 1e-14);
-        fusion.fuse(&z, &missing(&z, 0), Mode::Train(StepRng::new(0))).unwrap();
+        fusion.fuse(&z, &missing(&z, 0), Mode::Train(StepRng::new(0).step(1))).unwrap();
         assert_eq!(to_host(&value(&store, "gate.a.batches")).unwrap(), [1.0]);
         assert_eq!(to_host(&value(&store, "gate.b.batches")).unwrap(), [2.0]);
+    }
+
+    #[test]
+    fn a_squeeze_of_no_sensible_width_is_refused() {
+        let modalities = mm_core::Modalities::new(["a", "b"]).unwrap();
+        for (ratio, good) in
+            [(0.125, true), (4.0, true), (1e9, true), (0.12, false), (0.0, false), (f64::NAN, false)]
+        {
+            assert_eq!(MmtmConfig { ratio }.check(&modalities).is_ok(), good, "{ratio}");
+        }
     }
 }

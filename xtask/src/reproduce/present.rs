@@ -32,9 +32,7 @@ impl Report {
                 rows: self
                     .reference
                     .iter()
-                    .filter(|r| {
-                        r.method.is_none() || !self.rows.iter().any(|row| stands_beside(r, row, &self.rows))
-                    })
+                    .filter(|r| !self.rows.iter().any(|row| stands_beside(r, row)))
                     .map(|r| vec![r.label.clone(), r.value.clone(), r.source.trim().to_owned()])
                     .collect(),
                 left: vec![2],
@@ -85,7 +83,7 @@ impl Report {
 
     /// What another's table says of this row.
     fn published(&self, row: &Row) -> Option<String> {
-        let found = self.reference.iter().find(|reference| stands_beside(reference, row, &self.rows))?;
+        let found = self.reference.iter().find(|reference| stands_beside(reference, row))?;
         Some(found.value.clone())
     }
 
@@ -249,11 +247,10 @@ impl Report {
     }
 }
 
-/// Whether a number from elsewhere is of the method and fusion of this row.
-fn stands_beside(reference: &Reference, row: &Row, rows: &[Row]) -> bool {
-    let fusion = || rows.iter().find_map(|row| row.fusion.as_ref());
+/// Whether a number from elsewhere is of the method and fusion of this row; a row without a fusion takes that of any.
+fn stands_beside(reference: &Reference, row: &Row) -> bool {
     reference.method.as_ref().is_some_and(|method| *method == row.variant().tuned_name())
-        && (row.fusion.is_none() || reference.fusion.as_ref().or_else(fusion) == row.fusion.as_ref())
+        && (row.fusion.is_none() || reference.fusion == row.fusion)
 }
 
 fn agreement_grid(table: &Table) -> Grid {
@@ -316,4 +313,35 @@ fn probe(row: &Row, modality: &str) -> String {
 /// Enough of a hash to tell two apart.
 fn short(hash: &str) -> String {
     hash.chars().take(12).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::reproduce::summary::tests::fabricated;
+
+    #[test]
+    fn numbers_from_elsewhere_stand_beside_their_method_and_fusion() {
+        let (_, _, rows) = fabricated();
+        let reference = |method: Option<&str>, fusion: Option<&str>| Reference {
+            label: String::new(),
+            value: String::new(),
+            source: String::new(),
+            method: method.map(str::to_owned),
+            fusion: fusion.map(str::to_owned),
+        };
+        let beside = |reference: Reference| -> Vec<usize> {
+            (0..rows.len()).filter(|&row| stands_beside(&reference, &rows[row])).collect()
+        };
+        // Rows: a alone, b alone, joint and MLB under late-linear.
+        assert_eq!(beside(reference(Some("joint"), Some("late-linear"))), [2]);
+        assert_eq!(beside(reference(Some("joint"), Some("gated"))), [0; 0]);
+        assert_eq!(
+            beside(reference(Some("unimodal:b"), Some("late-linear"))),
+            [1],
+            "a fusion says nothing here"
+        );
+        assert_eq!(beside(reference(Some("unimodal"), None)), [0; 0]);
+        assert_eq!(beside(reference(None, None)), [0; 0]);
+    }
 }

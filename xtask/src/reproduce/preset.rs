@@ -13,12 +13,21 @@ use toml::Table;
 /// The name of an experiment as its file describes it, without a preset.
 pub(crate) const PLAIN: &str = "reduced";
 
-/// What a preset sets differently; everything that it does not name stays as it is.
+/// What a preset sets differently; everything that it does not name stays as it is. Where it changes what the words of
+/// the experiment say, it has words of its own.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Preset {
     /// What the schedule is; replaces the experiment's sentence below the table's title.
     pub(crate) schedule: String,
+    /// The title; without one, the experiment's with the preset's name behind it.
+    title: Option<String>,
+    /// What the data are and what they are not.
+    note: Option<String>,
+    /// The same for the stand-in.
+    synth_note: Option<String>,
+    /// What the confidence intervals do not cover.
+    interval_note: Option<String>,
     /// How parts are split, models selected and tested.
     protocol: Option<String>,
     /// Number of seeds.
@@ -89,6 +98,9 @@ pub(crate) fn apply(mut experiment: Experiment, name: &str) -> Result<Experiment
         *title = format!("{plain} ({name})");
     }
     experiment.schedule = preset.schedule;
+    experiment.title = preset.title.unwrap_or(experiment.title);
+    experiment.note = preset.note.unwrap_or(experiment.note);
+    experiment.interval_note = preset.interval_note.unwrap_or(experiment.interval_note);
     if let Some(protocol) = preset.protocol {
         experiment.protocol = protocol;
     }
@@ -111,6 +123,7 @@ pub(crate) fn apply(mut experiment: Experiment, name: &str) -> Result<Experiment
         overlay(&mut prepare.recipe, &preset.recipe);
         if let Some(synth) = &mut prepare.synth {
             overlay(&mut synth.set, &preset.synth);
+            synth.note = preset.synth_note.unwrap_or_else(|| std::mem::take(&mut synth.note));
         }
     }
     Ok(experiment)
@@ -143,6 +156,50 @@ mod tests {
         assert_eq!(small.base["data"], plain.base["data"]);
         let same = apply(plain, "reduced").expect("the plain one");
         assert_eq!((same.title.as_str(), same.seeds, same.folds.len()), ("Small", 2, 2));
+    }
+
+    #[test]
+    fn a_preset_has_words_of_its_own() {
+        let words = "title = \"Tiny\"\nnote = \"Two rows.\"\ninterval_note = \"None.\"\nsynth_note = \"Drawn.\"\nset =";
+        let plain = with(&PRESET.replace("set =", words)).expect("valid");
+        let small = apply(plain.clone(), "smoke").expect("known");
+        assert_eq!([&*small.title, &*small.note, &*small.interval_note], ["Tiny", "Two rows.", "None."]);
+        let same = apply(plain, "reduced").expect("the plain one");
+        assert_eq!([&*same.note, &*same.interval_note], ["Made up.", "Folds share training rows."]);
+    }
+
+    /// The words of the files that are shipped, as each preset shows them, with and without data.
+    #[test]
+    fn shipped_presets_do_not_contradict_themselves() {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../experiments");
+        let said = |name: &str, preset: &str, stand_in: bool| {
+            let mut experiment =
+                Experiment::load(&folder, name).and_then(|e| apply(e, preset)).expect(preset);
+            if stand_in {
+                experiment = experiment.on_stand_in();
+            }
+            let Experiment { title, note, schedule, protocol, interval_note, .. } = experiment;
+            [title, note, schedule, protocol, interval_note].join("\n")
+        };
+        let mut presets = 0;
+        for name in crate::reproduce::experiment::names(&folder).expect("readable") {
+            for preset in Experiment::load(&folder, &name).expect("valid").presets.keys() {
+                assert!(!said(&name, preset, false).contains("(reduced)"), "{name} {preset}");
+                presets += 1;
+            }
+        }
+        assert_eq!(presets, 3);
+        let paper = said("cremad", "paper", true);
+        for reduced in ["48 x 48", "below 2 kHz", "One seed", "0.005", "generated"] {
+            assert!(!paper.contains(reduced), "paper says {reduced}: {paper}");
+        }
+        let smoke = said("cremad", "smoke", true);
+        assert!(smoke.contains("180 clips of 10 actors") && !smoke.contains("1440"), "{smoke}");
+        assert!(smoke.contains("generated"), "{smoke}");
+        let clean = said("avmnist", "clean", false);
+        assert!(!clean.contains("noisy") && !clean.contains("25 %"), "{clean}");
+        let paper = Experiment::load(&folder, "cremad").and_then(|e| apply(e, "paper")).expect("valid");
+        assert_eq!(paper.base["schedule"]["warmup"].as_str(), Some("constant"), "as its words say");
     }
 
     #[test]

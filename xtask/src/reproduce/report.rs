@@ -208,7 +208,7 @@ impl Report {
             tuned,
             rows,
             agreement,
-            reference: experiment.reference.clone(),
+            reference: references(experiment),
             failures: failures.collect(),
         })
     }
@@ -232,6 +232,15 @@ impl OneOrMany {
             Self::Many(values) => values.clone(),
         }
     }
+}
+
+/// The numbers from elsewhere; those of a row that name no fusion are of the experiment's first.
+fn references(experiment: &Experiment) -> Vec<Reference> {
+    let mut references = experiment.reference.clone();
+    for reference in references.iter_mut().filter(|reference| reference.method.is_some()) {
+        reference.fusion = reference.fusion.take().or_else(|| experiment.fusions.first().cloned());
+    }
+    references
 }
 
 /// A warning where runs of one seed had different data. Between seeds, synthetic data may differ on purpose.
@@ -290,4 +299,19 @@ fn agreements(
         tables.extend(agreement::table(&variant, &modalities, sources.runs, sources.outcomes, &folder)?);
     }
     Ok(tables)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::reproduce::experiment::tests::SMALL;
+
+    #[test]
+    fn a_number_of_a_row_is_of_the_first_fusion_unless_it_names_one() {
+        let more = "[[reference]]\nlabel = \"joint\"\nvalue = \"1\"\nsource = \"x\"\nmethod = \"joint\"\n\
+                    [[reference]]\nlabel = \"joint\"\nvalue = \"2\"\nsource = \"x\"\nmethod = \"joint\"\nfusion = \"gated\"\n";
+        let experiment = Experiment::parse("small", &format!("{SMALL}\n{more}")).expect("valid");
+        let fusions: Vec<_> = references(&experiment).into_iter().map(|reference| reference.fusion).collect();
+        assert_eq!(fusions, [None, Some("late-linear".to_owned()), Some("gated".to_owned())]);
+    }
 }

@@ -121,8 +121,8 @@ impl Row {
     }
 }
 
-/// The rows of the table, in the order of `variants`; where there are more methods than usual, the baselines first and
-/// the others by falling accuracy.
+/// The rows of the table, in the order of `variants`; where there is a method beside the usual ones, the baselines first
+/// and the others by falling accuracy.
 pub(crate) fn rows(
     variants: &[Variant],
     runs: &[Run],
@@ -135,7 +135,7 @@ pub(crate) fn rows(
         .iter()
         .map(|variant| row(variant, runs, outcomes, &separate, first_fusion.as_ref(), &relative))
         .collect::<Result<Vec<_>>>()?;
-    if variants.len() > USUAL.len() + 1 {
+    if variants.iter().any(|variant| !USUAL.contains(&variant.method)) {
         let rank = |row: &Row| match &row.accuracy {
             _ if BASELINES.contains(&row.method) => f64::NEG_INFINITY,
             accuracy => -accuracy.as_ref().map_or(f64::NEG_INFINITY, |accuracy| accuracy.mean),
@@ -380,6 +380,23 @@ pub(crate) mod tests {
         assert_eq!(baselines, BASELINES.len() + 1, "two modalities alone");
         let rest: Vec<f64> = rows[baselines..].iter().map(|row| row.accuracy.expect("runs").mean).collect();
         assert!(rest.len() > 20 && rest.windows(2).all(|pair| pair[0] >= pair[1]), "{rest:?}");
+    }
+
+    #[test]
+    fn the_usual_methods_keep_their_order_however_many_rows_they_have() {
+        for (words, ranked) in [
+            ("--fusion late-linear,gated,film", false),
+            ("--method joint,mlb,multimodal-loss,agm --fusion late-linear", true),
+        ] {
+            let (experiment, selection, runs) = small(words);
+            let accuracy = |method: &str| 0.3 + (method.len() % 7) as f64 / 10.0;
+            let outcomes: Vec<Outcome> =
+                runs.iter().map(|run| Ok(record(accuracy(run.variant.method), 0.5, 0.5))).collect();
+            let variants = variants(&experiment, &selection);
+            let rows = rows(&variants, &runs, &outcomes, Layout::relative).expect("finite");
+            let same = rows.iter().map(Row::variant).eq(variants.iter().cloned());
+            assert_eq!(same, !ranked, "{words}");
+        }
     }
 
     #[test]

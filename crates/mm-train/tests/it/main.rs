@@ -10,4 +10,5 @@ mod packed;
 mod raw_test_part;
 mod refused;
 mod selection;
+mod shipped;
 mod support;
