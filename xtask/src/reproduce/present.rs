@@ -2,7 +2,7 @@
 
 use super::agreement::{self, Table};
 use super::experiment::Reference;
-use super::methods::{ENSEMBLE, UNIMODAL};
+use super::methods::{ENSEMBLE, JOINT, UNIMODAL};
 use super::progress::clock;
 use super::report::Report;
 use super::summary::{Difference, Row, Stat};
@@ -138,6 +138,7 @@ impl Report {
             let first = self.rows.iter().find_map(|row| row.fusion.clone()).unwrap_or_default();
             notes.push(format!("Rows without a fusion are compared with joint training under {first}."));
         }
+        notes.extend(without_joint(&self.rows));
         notes.extend(
             self.not_alone.iter().map(|(name, reason)| format!("{name} is not trained alone: {reason}")),
         );
@@ -247,6 +248,26 @@ impl Report {
     }
 }
 
+/// Rows that joint training does not stand beside, since it was not run under their fusion.
+fn without_joint(rows: &[Row]) -> Vec<String> {
+    let joint =
+        |fusion: &String| rows.iter().any(|row| row.method == JOINT && row.fusion.as_ref() == Some(fusion));
+    let mut fusions: Vec<&String> = rows.iter().filter_map(|row| row.fusion.as_ref()).collect();
+    let all: Vec<String> = fusions.iter().copied().filter(|f| joint(f)).cloned().collect();
+    fusions.sort_unstable();
+    fusions.dedup();
+    fusions.retain(|fusion| !joint(fusion));
+    let named = |fusion: &String| {
+        let rows = rows.iter().filter(|row| row.fusion.as_ref() == Some(fusion));
+        let methods = rows.map(|row| row.method).collect::<Vec<_>>().join(", ");
+        let first = all.first().map(|first| format!("{first},")).unwrap_or_default();
+        format!(
+            "No difference for {methods}: joint training under {fusion} is not in the table; `--fusion {first}{fusion}` adds it."
+        )
+    };
+    if all.is_empty() { Vec::new() } else { fusions.into_iter().map(named).collect() }
+}
+
 /// Whether a number from elsewhere is of the method and fusion of this row; a row without a fusion takes that of any.
 fn stands_beside(reference: &Reference, row: &Row) -> bool {
     reference.method.as_ref().is_some_and(|method| *method == row.variant().tuned_name())
@@ -343,5 +364,18 @@ mod tests {
         );
         assert_eq!(beside(reference(Some("unimodal"), None)), [0; 0]);
         assert_eq!(beside(reference(None, None)), [0; 0]);
+    }
+
+    #[test]
+    fn rows_without_joint_training_under_their_fusion_are_named() {
+        let (_, _, mut rows) = fabricated();
+        assert_eq!(without_joint(&rows), [""; 0]);
+        rows[3].method = "greedy";
+        rows[3].fusion = Some("mmtm".to_owned());
+        let told = "No difference for greedy: joint training under mmtm is not in the table; `--fusion late-linear,mmtm` adds it.";
+        assert_eq!(without_joint(&rows), [told]);
+        // Without any joint training another sentence says so.
+        rows.remove(2);
+        assert_eq!(without_joint(&rows), [""; 0]);
     }
 }

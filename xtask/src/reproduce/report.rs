@@ -155,6 +155,7 @@ impl Report {
         let used = experiment.tuned.as_ref().and_then(|tuned| tuned.used(experiment, selection));
         warnings.extend(untuned(experiment, selection, used.as_ref().map(|(_, missing)| missing.as_slice())));
         let tuned = used.map(|(tuned, _)| tuned);
+        warnings.extend(tuned.as_ref().and_then(|tuned| at_edge(experiment, tuned)));
         // What the search replaces would be read as the value of the runs.
         let replaced = |line: &String| {
             tuned.as_ref().is_some_and(|tuned| line.starts_with(&format!("{} = ", tuned.key)))
@@ -270,6 +271,20 @@ fn untuned(experiment: &Experiment, selection: &Selection, missing: Option<&[Str
     }
 }
 
+/// A warning where the search chose the smallest or largest of its values, by row.
+fn at_edge(experiment: &Experiment, tuned: &Tuned) -> Option<String> {
+    let values = &experiment.tune.as_ref()?.values;
+    let smallest = values.iter().copied().reduce(f64::min)?;
+    let largest = values.iter().copied().reduce(f64::max)?;
+    let edge = |value: &f64| [smallest, largest].contains(value);
+    let rows = tuned.values.iter().filter(|(_, by_fold)| by_fold.values().any(edge));
+    let rows: Vec<&str> = rows.map(|(row, _)| row.as_str()).collect();
+    (values.len() > 1 && !rows.is_empty()).then(|| {
+        let (key, rows) = (&tuned.key, rows.join(", "));
+        format!("the best {key} is at an edge of the grid, {smallest} or {largest}, for {rows}: a better one may lie beyond it")
+    })
+}
+
 /// What the runs warn of, each text once with the number of runs that say it.
 fn of_runs(records: &[&Record]) -> Vec<String> {
     let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
@@ -305,6 +320,18 @@ fn agreements(
 mod tests {
     use super::*;
     use crate::reproduce::experiment::tests::SMALL;
+
+    #[test]
+    fn choices_at_the_edge_of_the_grid_are_told() {
+        let tune = "[tune]\nkey = \"optim.lr\"\nvalues = [0.2, 0.1, 0.4]\nseeds = [0]\n";
+        let experiment = Experiment::parse("small", &format!("{SMALL}\n{tune}")).expect("valid");
+        let warning = |text: &str| at_edge(&experiment, &Tuned::parse(&experiment, text).expect("valid"));
+        assert_eq!(warning("[mlb]\nfold1 = 0.2\nfold2 = 0.2\n"), None);
+        let told =
+            warning("[mlb]\nfold1 = 0.2\nfold2 = 0.4\n[ogm]\nfold1 = 0.1\nfold2 = 0.1\n[opm]\nfold1 = 0.2\n");
+        let told = told.expect("two rows");
+        assert!(told.contains("0.1 or 0.4, for mlb, ogm: a better one"), "{told}");
+    }
 
     #[test]
     fn a_number_of_a_row_is_of_the_first_fusion_unless_it_names_one() {
