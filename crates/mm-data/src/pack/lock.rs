@@ -5,6 +5,9 @@ use crate::DataError;
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 
+/// How often it is tried again where the file was gone when it was locked.
+const ATTEMPTS: usize = 100;
+
 /// The exclusive use of a folder, given back when it is dropped or the process ends in whatever way.
 pub(super) struct Lock {
     path: PathBuf,
@@ -15,6 +18,7 @@ impl Lock {
     pub(super) fn take(dir: &Path) -> Result<Self, DataError> {
         let path = dir.join(".lock");
         let fail = |source| failed(&path.display().to_string(), source);
+        let mut attempt = 0;
         loop {
             let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(fail)?;
             match file.try_lock() {
@@ -28,9 +32,11 @@ impl Lock {
             }
             // Between opening and locking its holder may have ended and removed it: then the lock is of no file, and
             // the next process would take one of its own beside it.
-            if is_there(&file, &path) {
+            // File systems whose numbers of files change from call to call say so for ever.
+            if attempt == ATTEMPTS || is_there(&file, &path) {
                 return Ok(Self { path, file: Some(file) });
             }
+            attempt += 1;
         }
     }
 }
