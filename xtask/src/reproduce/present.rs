@@ -224,6 +224,12 @@ impl Report {
                 tuned.shown(&names).join("; ")
             ));
         }
+        if !self.tuned_at_edge.is_empty() {
+            lines.push(format!(
+                "at an edge of what was tried, so that a better value may lie beyond it: {}",
+                self.tuned_at_edge.join(", ")
+            ));
+        }
         lines.push("all other settings of methods: the defaults that `mm methods` lists".to_owned());
         lines.push(format!(
             "commit {}, candle {}, device {}",

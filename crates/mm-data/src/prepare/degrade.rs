@@ -25,6 +25,9 @@ use nalgebra::{DMatrix, SymmetricEigen};
 /// The most pixels of an image whose energy is reduced: the covariance has as many rows and columns.
 const MAX_PIXELS: usize = 4096;
 
+/// Which draws make the noise, so that a pack of other noise is not gone on with: 2 since they depend on the modality.
+pub(super) const NOISE_VERSION: u32 = 2;
+
 /// Checks `energy`.
 pub(super) fn check_energy(name: &str, energy: f64) -> Result<(), ConfigError> {
     if energy > 0.0 && energy <= 1.0 {

@@ -302,6 +302,9 @@ fn planned(
     if let Some(labels) = recipe.labels {
         preset["labels"] = labels.name().into();
     }
+    if ready.iter().any(Ready::is_noisy) {
+        preset["noise_version"] = degrade::NOISE_VERSION.into();
+    }
     if !listing.lists.is_empty() {
         preset["lists"] = serde_json::json!(listing.lists);
     }

@@ -252,6 +252,11 @@ pub(super) fn plan(
 }
 
 impl Ready {
+    /// Whether noise is added.
+    pub(super) fn is_noisy(&self) -> bool {
+        matches!(self, Self::Sound { noise_db: Some(_), .. })
+    }
+
     /// Finds out what images keep, by those of the training part, where the treatment of modality `m` asks for that.
     pub(super) fn fit(&mut self, listing: &Listing, m: usize, stop: &AtomicBool) -> Result<(), DataError> {
         /// Images that are decoded at once.

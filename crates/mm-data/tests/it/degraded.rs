@@ -71,6 +71,11 @@ fn noise_changes_the_sound_and_is_the_same_each_time() {
         std::fs::read(folder.path().join(name)).unwrap()
     };
     assert_eq!(shard(Some(0.0)), shard(Some(0.0)));
+    // What a pack says of itself changes with the noise's version, so packs of two versions are never mixed.
+    let version = |noise| {
+        packed(&digits([0, 255]), 1.0, noise).unwrap().1.index.preset["settings"]["noise_version"].clone()
+    };
+    assert_eq!((version(Some(0.0)), version(None)), (2.into(), serde_json::Value::Null));
     assert_ne!(shard(Some(0.0)), shard(None));
 }
 
