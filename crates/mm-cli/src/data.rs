@@ -45,7 +45,7 @@ Data sets:
   avmnist          pairs.csv with id, digit, speaker, split, wav, png
   manifest         manifest.csv with id, label, optionally split and integer columns, and a column of paths per modality
 
-A recipe says what becomes of each modality; without one, sound becomes log-mel spectrograms and images keep their size:
+A recipe says what becomes of each modality; without one, sound becomes log-mel spectrograms and images keep their size, which must be one:
   [inputs.audio.sound.front_end]
   kind = \"log-mel\"            # stft, psd, kaldi-fbank, mfcc, waveform; ogm-stft and other published recipes
   bins = 64

@@ -21,7 +21,7 @@
 //! `fusion.out.<modality>.{weight,bias}`. Buffers: `fusion.gate.<modality>.{mean,batches}`, the mean of the gates over
 //! the training batches that have the modality and how many those were, and `fusion.gate.<modality>.held`, 0 or 1. In
 //! evaluation no gate is held and no mean moves. A method may fuse a batch several times in one step, with modalities
-//! missing or permuted: the first pass alone moves the mean (passes of one step have the same randomness).
+//! missing or permuted: the first pass alone moves the mean. Passes of one step are told by their key, so every step needs one of its own.
 //!
 //! Unimodal predictions: by masking - the logits when every other modality is missing. The terms of z are no shares of
 //! single modalities, since a gate depends on all of them.

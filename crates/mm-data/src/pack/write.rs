@@ -73,7 +73,6 @@ pub fn write(
     stop: &AtomicBool,
 ) -> Result<Written, DataError> {
     let place = dir.display().to_string();
-    check(&place, plan)?;
     let rows = plan.ids.len();
     let fingerprint = fingerprint(plan);
     if is_complete(dir, plan)? {
@@ -173,8 +172,9 @@ pub fn write(
     Ok(Written::Done { made })
 }
 
-/// Whether the pack of this plan is there, complete; one of another plan is refused.
+/// Whether the pack of this plan is there, complete; one of another plan, and a plan that no pack can follow, is refused.
 pub(crate) fn is_complete(dir: &Path, plan: &Plan) -> Result<bool, DataError> {
+    check(&dir.display().to_string(), plan)?;
     let complete = has_index(dir, plan)?;
     if complete {
         tidy(dir);
